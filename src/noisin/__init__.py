@@ -1,0 +1,85 @@
+"""Noise that regularizes recurrent networks.
+
+    from noisin import LSTM, at, Bernoulli
+
+    layer = LSTM(650, 650, num_layers=2, noise=at.hidden * Bernoulli(keep=0.41))
+
+``noisin.at`` has the sites, ``noisin.laws`` the laws, ``noisin.methods`` the papers' methods.
+"""
+
+from noisin import at, methods
+from noisin.inference import fold, predictive, sampling, unfold
+from noisin.laws import (
+    Bernoulli,
+    Beta,
+    ChiSquare,
+    Gamma,
+    Gaussian,
+    Gumbel,
+    Laplace,
+    Law,
+    Learned,
+    Logistic,
+    Uniform,
+)
+from noisin.layers import GRU, LSTM, RNN
+from noisin.likelihood import BernoulliHead, CategoricalHead, GaussianHead, PoissonHead
+from noisin.noise import (
+    Noise,
+    Term,
+    Terms,
+    cumulative,
+    moments,
+    preactivation,
+    sample,
+    sequence,
+    step,
+    tied,
+    untied,
+)
+from noisin.surgery import explain
+from noisin.text import parse
+from noisin.zoneout import Zoneout
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Bernoulli",
+    "BernoulliHead",
+    "Beta",
+    "CategoricalHead",
+    "ChiSquare",
+    "Gamma",
+    "Gaussian",
+    "GaussianHead",
+    "Gumbel",
+    "Laplace",
+    "Law",
+    "Learned",
+    "Logistic",
+    "Noise",
+    "PoissonHead",
+    "Term",
+    "Terms",
+    "Uniform",
+    "Zoneout",
+    "at",
+    "cumulative",
+    "explain",
+    "fold",
+    "methods",
+    "moments",
+    "parse",
+    "preactivation",
+    "predictive",
+    "sample",
+    "sampling",
+    "sequence",
+    "step",
+    "tied",
+    "unfold",
+    "untied",
+]

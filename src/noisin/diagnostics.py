@@ -1,0 +1,76 @@
+"""Looking at recurrences: the spectral radius, and how far gradients reach back in time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from noisin import at, functional
+from noisin.draws import Stack
+from noisin.laws import Gaussian
+from noisin.reference import State
+from noisin.shapes import Float
+
+
+@torch.no_grad()
+def spectral_radius(weight_hh: Float[Tensor, "GH H"]) -> Float[Tensor, " G"]:
+    """Return max |λ| of each gate's square block of the recurrent weights.
+
+    Args:
+        weight_hh: [G·H, H]: one block for an Elman RNN, r, z, n for a GRU, i, f, g, o for an LSTM.
+
+    Returns:
+        One radius a gate, in float64.
+
+    Raises:
+        ValueError: the weights are no stack of square blocks (as with ``proj_size``).
+    """
+    rows, columns = weight_hh.shape
+    if rows % columns:
+        raise ValueError(
+            "spectral_radius: weight_hh must be a stack of square blocks, "
+            f"got {rows} rows and {columns} columns"
+        )
+    blocks = weight_hh.double().unflatten(0, (-1, columns))
+    return torch.linalg.eigvals(blocks).abs().amax(-1)
+
+
+def gradient_norms(
+    stack: Stack,
+    weights: list[list[Tensor]],
+    x: Float[Tensor, "T B I"],
+    state: State,
+    loss: Callable[[Tensor], Tensor] = torch.sum,
+) -> Float[Tensor, "L T"]:
+    """Return ‖∂ℓ/∂h_{T-1-k}‖ for each lag k, of a loss at the last step of the plain network.
+
+    The gradient with respect to h_t is the total one: along every path from h_t to the loss. A
+    zero offset added at ``hidden`` receives exactly this gradient.
+
+    Args:
+        stack: shape of the layers, in one direction.
+        weights: their parameters, as ``RNNBase.all_weights`` gives them.
+        x: input.
+        state: initial state, as ``noisin.functional.recur`` takes it.
+        loss: scalar function of the last output [B, P].
+
+    Returns:
+        The norm over batch and features for each layer, at lag 0 first.
+
+    Raises:
+        ValueError: the stack is bidirectional, where the last output is no end of time.
+    """
+    if stack.bidirectional:
+        raise ValueError("gradient_norms: the stack must run in one direction, got two")
+    time, batch, _ = x.shape
+    offsets = {
+        f"hidden_l{layer}": (x.new_zeros(time, batch, stack.state_size).requires_grad_(),)
+        for layer in range(stack.num_layers)
+    }
+    # the law of this term is never drawn from: the offsets are zeros
+    noise = at.hidden + Gaussian(1.0)
+    output, _ = functional.recur(stack, weights, x, state, noise=noise, draws=offsets)
+    grads = torch.autograd.grad(loss(output[-1]), [offset for (offset,) in offsets.values()])
+    return torch.stack([g.flatten(1).norm(dim=1).flip(0) for g in grads])

@@ -1,0 +1,179 @@
+"""The functional entry: a stack of recurrent layers on given weights and given noise.
+
+Here the path of each layer is chosen: torch's own kernel where no term acts inside the recurrence,
+the plain loop of ``noisin.reference`` elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from noisin import reference
+from noisin.draws import Draws, Places, Stack, perturbations, places
+from noisin.noise import Term
+from noisin.reference import Perturbation, State, Weights, perturb
+from noisin.shapes import Float, Int
+
+Path = Literal["torch", "reference"]
+
+# the sites inside the recurrence, which torch's kernels cannot reach
+INSIDE = ("hidden", "recurrent")
+KERNELS = {
+    "LSTM": torch.lstm,
+    "GRU": torch.gru,
+    "RNN_TANH": torch.rnn_tanh,
+    "RNN_RELU": torch.rnn_relu,
+}
+
+
+def path_of(stack: Stack, found: Places, layer: int) -> tuple[Path, str]:
+    """Return the path that a layer takes, and why."""
+    if stack.mode not in KERNELS:
+        return "reference", f"torch has no kernel for {stack.mode}"
+    inside = [f"{site}_l{layer}{direction}" for site in INSIDE for direction in stack.directions]
+    acting = [place for place in inside if place in found]
+    if acting:
+        return "reference", f"noise acts inside the recurrence, at {', '.join(acting)}"
+    return "torch", "no noise acts inside the recurrence"
+
+
+def recur(
+    stack: Stack,
+    weights: Sequence[Sequence[Tensor]],
+    x: Float[Tensor, "T B I"],
+    state: State,
+    *,
+    noise: Term | None = None,
+    draws: Draws | None = None,
+    lengths: Int[Tensor, " B"] | None = None,
+    path: Path | None = None,
+) -> tuple[Float[Tensor, "T B _"], State]:
+    """Run a stack of recurrent layers.
+
+    Args:
+        stack: shape of the layers.
+        weights: for each layer and direction, torch's parameters in torch's order (as
+            ``RNNBase.all_weights`` gives them).
+        x: input, time first.
+        state: (h_0,) or (h_0, c_0), each [L·directions, B, P or H].
+        noise: the terms; without them the plain network.
+        draws: their draws, from ``noisin.draws.draw``; needed where there is noise.
+        lengths: steps of each sequence, on the CPU; all T without it.
+        path: force one path; ``"torch"`` where it cannot serve is an error.
+
+    Returns:
+        The output [T, B, directions·P], 0 behind the end of a sequence, and the final state,
+        shaped as ``state``: what the next step would receive.
+
+    Raises:
+        ValueError: the noise, the draws or the path do not fit.
+    """
+    found = places(stack, noise)
+    if found and draws is None:
+        raise ValueError(f"noise is data: draws must be given with {noise}")
+    perturbed = perturbations(found, draws or {}, stack, x)
+    width = len(stack.directions)
+    finals: list[State] = []
+    x = perturb(x, perturbed.get("input", ()))
+    for layer in range(stack.num_layers):
+        rows = slice(layer * width, (layer + 1) * width)
+        chosen = _checked(path, *path_of(stack, found, layer))
+        run = _kernel if chosen == "torch" else _loop
+        initial = tuple(s[rows] for s in state)
+        x, final = run(
+            stack, weights[rows], x, initial, lengths, _of_layer(stack, perturbed, layer)
+        )
+        finals.append(final)
+        x = perturb(x, perturbed.get(f"between_l{layer}", ()))
+    x = perturb(x, perturbed.get("output", ()))
+    return x, tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
+
+
+def _checked(path: Path | None, chosen: Path, why: str) -> Path:
+    if path == "torch" and chosen != "torch":
+        raise ValueError(f'path="torch" needs torch\'s own kernel to serve the layer; {why}')
+    return path or chosen
+
+
+def _of_layer(
+    stack: Stack, perturbed: dict[str, list[Perturbation]], layer: int
+) -> dict[str, list[Perturbation]]:
+    """Return the perturbations inside one layer, by site and direction: ``hidden_reverse``."""
+    return {
+        f"{site}{direction}": perturbed.get(f"{site}_l{layer}{direction}", [])
+        for site in INSIDE
+        for direction in stack.directions
+    }
+
+
+def _loop(
+    stack: Stack,
+    weights: Sequence[Sequence[Tensor]],
+    x: Tensor,
+    state: State,
+    lengths: Tensor | None,
+    perturbed: dict[str, list[Perturbation]],
+) -> tuple[Tensor, State]:
+    """Run one layer by the plain loop."""
+    valid = None
+    if lengths is not None:
+        steps = torch.arange(x.shape[0], device=x.device)
+        valid = (steps[:, None] < lengths.to(x.device)).unsqueeze(-1)
+    outputs: list[Tensor] = []
+    finals: list[State] = []
+    for index, direction in enumerate(stack.directions):
+        output, final = reference.unroll(
+            stack.mode,
+            x,
+            tuple(s[index] for s in state),
+            named_weights(stack, weights[index]),
+            hidden=perturbed[f"hidden{direction}"],
+            recurrent=perturbed[f"recurrent{direction}"],
+            valid=valid,
+            reverse=direction == "_reverse",
+        )
+        outputs.append(output)
+        finals.append(final)
+    return torch.cat(outputs, -1), tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
+
+
+def _kernel(
+    stack: Stack,
+    weights: Sequence[Sequence[Tensor]],
+    x: Tensor,
+    state: State,
+    lengths: Tensor | None,
+    perturbed: dict[str, list[Perturbation]],
+) -> tuple[Tensor, State]:
+    """Run one layer by torch's kernel."""
+    flat = [weight for group in weights for weight in group]
+    has_biases = named_weights(stack, weights[0]).bias_ih is not None
+    options = (has_biases, 1, 0.0, torch.is_grad_enabled(), stack.bidirectional)
+    hx = state if stack.mode == "LSTM" else state[0]
+    kernel = KERNELS[stack.mode]
+    if lengths is None:
+        output, *final = kernel(x, hx, flat, *options, False)
+        return output, tuple(final)
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    order, back = packed.sorted_indices, packed.unsorted_indices
+    assert order is not None
+    assert back is not None
+    hx = tuple(s.index_select(1, order) for s in state)
+    output, *final = kernel(
+        packed.data, packed.batch_sizes, hx if stack.mode == "LSTM" else hx[0], flat, *options
+    )
+    padded, _ = pad_packed_sequence(packed._replace(data=output), total_length=x.shape[0])
+    return padded, tuple(s.index_select(1, back) for s in final)
+
+
+def named_weights(stack: Stack, weights: Sequence[Tensor]) -> Weights:
+    """Name the parameters of one layer and direction, given in torch's order."""
+    ih, hh, *rest = weights
+    hr = rest.pop() if stack.proj_size else None
+    bias_ih, bias_hh = rest or (None, None)
+    return Weights(ih, hh, bias_ih, bias_hh, hr)

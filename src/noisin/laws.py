@@ -1,0 +1,405 @@
+"""Noise laws: distributions of mean 0 and variance 1, times a standard deviation.
+
+Every law draws a standardized variable ξ (E[ξ] = 0, V[ξ] = 1) and scales it: ε = std · ξ. So
+``std`` means the same for all of them: two laws of equal ``std`` inject the same variance.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NoReturn, get_args
+
+import torch
+from torch import Tensor
+
+from noisin.shapes import Float
+
+Per = Literal["layer", "unit", "weight"]
+
+
+def positive(owner: str, name: str, value: object) -> float:
+    """Return ``value`` as a float, or raise: it must be a finite number above 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (0 < float(value) < math.inf):  # pyright: ignore[reportArgumentType]
+        raise ValueError(f"{owner}: {name} must be a finite number > 0, got {value!r}")
+    return float(value)  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True, repr=False)
+class Learned:
+    """A standard deviation that is trained with the weights: std = floor + softplus(ρ).
+
+    Args:
+        init: standard deviation at the start, > floor.
+        floor: lower bound, >= 0. Unbounded below, training drives the spread to 0 and the
+            regularization away.
+        per: how many spreads there are: one a ``"layer"`` (and direction), a ``"unit"``, or a
+            ``"weight"``.
+
+    Raises:
+        ValueError: a number out of range or an unknown ``per``.
+
+    References:
+        Dieng, Altosaar, Ranganath, Blei: Noise-based regularizers for recurrent neural networks,
+        section 3 (why a bound is needed) and section 4 (0.1 added to the spread).
+    """
+
+    init: float
+    floor: float = 0.0
+    per: Per = "layer"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "init", positive("Learned", "init", self.init))
+        if self.floor != 0:
+            object.__setattr__(self, "floor", positive("Learned", "floor", self.floor))
+        object.__setattr__(self, "floor", float(self.floor))
+        if self.init <= self.floor:
+            raise ValueError(f"Learned: init must be > floor {self.floor}, got {self.init}")
+        if self.per not in get_args(Per):
+            raise ValueError(f"Learned: per must be one of {get_args(Per)}, got {self.per!r}")
+
+    def initial(self) -> float:
+        """Return ρ with floor + softplus(ρ) = init."""
+        gap = self.init - self.floor
+        return gap + math.log(-math.expm1(-gap))
+
+    def std(self, rho: Float[Tensor, "*size"]) -> Float[Tensor, "*size"]:
+        """Return floor + softplus(ρ)."""
+        return self.floor + torch.nn.functional.softplus(rho)
+
+    def __str__(self) -> str:
+        floor = f", floor={self.floor}" if self.floor else ""
+        per = f', per="{self.per}"' if self.per != "layer" else ""
+        return f"Learned({self.init}{floor}{per})"
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True, repr=False)
+class Law(ABC):
+    """A distribution of noise ε with E[ε] = 0 and V[ε] = std².
+
+    Args:
+        std: standard deviation, a finite number > 0, or ``Learned``.
+
+    Raises:
+        ValueError: a standard deviation out of range.
+    """
+
+    std: float | Learned
+
+    # numpy would otherwise spread an array over the law instead of asking __rmul__
+    __array_ufunc__ = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.std, Learned):
+            object.__setattr__(self, "std", positive(type(self).__name__, "std", self.std))
+
+    @property
+    def mean(self) -> float:
+        """E[ε], 0 for every law."""
+        return 0.0
+
+    @property
+    def variance(self) -> float:
+        """V[ε] = std²; of a learned spread, its square at the start."""
+        std = self.std.init if isinstance(self.std, Learned) else self.std
+        return std**2
+
+    @abstractmethod
+    def standard(
+        self,
+        size: Sequence[int],
+        generator: torch.Generator | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Tensor:
+        """Draw ξ with mean 0 and variance 1; ``dtype`` is float32 or float64."""
+
+    def sample(
+        self,
+        size: Sequence[int],
+        *,
+        std: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Float[Tensor, ...]:
+        """Draw the offset ε = std · ξ.
+
+        Args:
+            size: shape of the result.
+            std: the current value of a learned spread, broadcastable to ``size``; only then.
+            generator: source of randomness; torch's default generator without it.
+            dtype: floating type of the result; 16-bit types are drawn in float32 and rounded.
+            device: where to draw.
+
+        Raises:
+            ValueError: the law's spread is learned and ``std`` is missing, or the reverse.
+            TypeError: ``dtype`` is not a floating type.
+        """
+        scale = self._scale(std)
+        dtype = dtype or torch.get_default_dtype()
+        if not dtype.is_floating_point:
+            raise TypeError(f"{self}: dtype must be a floating type, got {dtype}")
+        wide = dtype if dtype == torch.float64 else torch.float32
+        device = torch.device(device) if device is not None else torch.get_default_device()
+        return (self.standard(size, generator, wide, device) * scale).to(dtype)
+
+    def factor(
+        self,
+        size: Sequence[int],
+        *,
+        std: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Float[Tensor, ...]:
+        """Draw the factor 1 + ε; arguments as in ``sample``."""
+        return 1 + self.sample(size, std=std, generator=generator, dtype=dtype, device=device)
+
+    def _scale(self, std: Tensor | None) -> float | Tensor:
+        if isinstance(self.std, Learned):
+            if std is None:
+                raise ValueError(f"{self}: a learned spread is drawn with its value, std=")
+            return std
+        if std is not None:
+            raise ValueError(f"{self}: std= is for learned spreads, this one is {self.std}")
+        return self.std
+
+    def _refuse(self, other: object) -> NoReturn:
+        raise TypeError(
+            "a law acts at a site: write at.hidden * law or at.hidden + law, the site first "
+            f"(did a name such as `hidden` get bound to something else?); got {self} with "
+            f"{type(other).__name__}"
+        )
+
+    __mul__ = __rmul__ = __add__ = __radd__ = _refuse
+
+    def __str__(self) -> str:
+        shape = "".join(
+            f", {f.name}={getattr(self, f.name)}"
+            for f in fields(self)
+            if f.name != "std" and getattr(self, f.name) != f.default
+        )
+        return f"{type(self).__name__}({self.std}{shape})"
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _uniform(
+    size: Sequence[int],
+    generator: torch.Generator | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Draw U(0, 1) without 0 and 1, so that logarithms of u and 1 - u are finite."""
+    u = torch.rand(tuple(size), generator=generator, dtype=dtype, device=device)
+    return u.clamp_(min=torch.finfo(dtype).eps / 4)
+
+
+def _gamma(
+    shape: float,
+    size: Sequence[int],
+    generator: torch.Generator | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Draw Gamma(shape, rate 1)."""
+    alpha = torch.full(tuple(size), shape, dtype=dtype, device=device)
+    # the public torch.distributions.Gamma takes no generator
+    return torch._standard_gamma(alpha, generator=generator)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _log_gamma_draw(
+    shape: float,
+    size: Sequence[int],
+    generator: torch.Generator | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Draw log G with G ~ Gamma(shape, 1), as log(G' u^(1/shape)), G' ~ Gamma(shape + 1, 1).
+
+    A small shape puts most of G below the smallest number; its logarithm stays exact.
+    """
+    larger = _gamma(shape + 1, size, generator, dtype, device)
+    return larger.log() + _uniform(size, generator, dtype, device).log() / shape
+
+
+class Gaussian(Law):
+    """ε ~ N(0, std²)."""
+
+    def standard(self, size, generator, dtype, device) -> Tensor:
+        """Draw N(0, 1)."""
+        return torch.randn(tuple(size), generator=generator, dtype=dtype, device=device)
+
+
+class Logistic(Law):
+    """ε = std · (√3/π) · log(u / (1 - u)): the logistic distribution."""
+
+    def standard(self, size, generator, dtype, device) -> Tensor:
+        """Draw the logit of a uniform, over its standard deviation π/√3."""
+        return torch.logit(_uniform(size, generator, dtype, device)) * (math.sqrt(3) / math.pi)
+
+
+class Laplace(Law):
+    """ε = std · L/√2 with L the double exponential distribution of scale 1."""
+
+    def standard(self, size, generator, dtype, device) -> Tensor:
+        """Draw by inversion: the sign of v, and -log(1 - 2|v|) with v uniform on (-½, ½)."""
+        v = _uniform(size, generator, dtype, device) - 0.5
+        size_of_v = (2 * v.abs()).clamp_(max=1 - torch.finfo(dtype).eps / 2)
+        return -torch.sign(v) * torch.log1p(-size_of_v) * math.sqrt(0.5)
+
+
+class Gumbel(Law):
+    """ε = std · (G - γ)·√6/π with G = -log(-log u), γ Euler's constant; skewed to the right."""
+
+    def standard(self, size, generator, dtype, device) -> Tensor:
+        """Draw G, less its mean γ, over its standard deviation π/√6."""
+        gumbel = -torch.log(-torch.log(_uniform(size, generator, dtype, device)))
+        return (gumbel - 0.5772156649015329) * (math.sqrt(6) / math.pi)
+
+
+class Uniform(Law):
+    """ε uniform on [-√3·std, √3·std]."""
+
+    def standard(self, size, generator, dtype, device) -> Tensor:
+        """Draw uniform on [-√3, √3]."""
+        u = torch.rand(tuple(size), generator=generator, dtype=dtype, device=device)
+        return u.mul_(2).sub_(1).mul_(math.sqrt(3))
+
+
+@dataclass(frozen=True, repr=False)
+class Gamma(Law):
+    """ε = std · (G - a)/√a with G ~ Gamma(a, 1); skewness 2/√a.
+
+    Args:
+        std: standard deviation, > 0, or ``Learned``.
+        shape: a, > 0. The paper does not state its value; 2 is ours.
+    """
+
+    shape: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "shape", positive("Gamma", "shape", self.shape))
+
+    def standard(self, size, generator, dtype, device) -> Tensor:
+        """Draw Gamma(a, 1), less its mean a, over its standard deviation √a."""
+        gamma = _gamma(self.shape, size, generator, dtype, device)
+        return (gamma - self.shape) / math.sqrt(self.shape)
+
+
+@dataclass(frozen=True, repr=False)
+class ChiSquare(Law):
+    """ε = std · (X - k)/√(2k) with X ~ χ² of k degrees of freedom; skewness √(8/k).
+
+    Args:
+        std: standard deviation, > 0, or ``Learned``.
+        df: k, > 0. The paper does not state its value; 1 is ours (with 4 it is ``Gamma`` of 2).
+    """
+
+    df: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "df", positive("ChiSquare", "df", self.df))
+
+    def standard(self, size, generator, dtype, device) -> Tensor:
+        """Draw 2 · Gamma(k/2, 1), less its mean k, over its standard deviation √(2k)."""
+        chi2 = 2 * _gamma(self.df / 2, size, generator, dtype, device)
+        return (chi2 - self.df) / math.sqrt(2 * self.df)
+
+
+@dataclass(frozen=True, repr=False)
+class Beta(Law):
+    """ε = std · (X - m)/s with X ~ Beta(a, b) of mean m and standard deviation s.
+
+    Bounded: with a = b = ½ (the arcsine law) ε stays within ±√2·std.
+
+    Args:
+        std: standard deviation, > 0, or ``Learned``.
+        a: first shape parameter, > 0. The paper does not state its values; ½, ½ are ours.
+        b: second shape parameter, > 0.
+    """
+
+    a: float = 0.5
+    b: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "a", positive("Beta", "a", self.a))
+        object.__setattr__(self, "b", positive("Beta", "b", self.b))
+
+    def standard(self, size, generator, dtype, device) -> Tensor:
+        """Draw X = G₁/(G₁ + G₂) from two gammas, standardized; for ½, ½ that is √2·cos(πu)."""
+        if self.a == self.b == 0.5:
+            u = torch.rand(tuple(size), generator=generator, dtype=dtype, device=device)
+            return torch.cos(math.pi * u) * math.sqrt(2)
+        total = self.a + self.b
+        odds = _log_gamma_draw(self.a, size, generator, dtype, device)
+        odds = odds - _log_gamma_draw(self.b, size, generator, dtype, device)
+        std = math.sqrt(self.a * self.b / (total + 1)) / total
+        return (torch.sigmoid(odds) - self.a / total) / std
+
+
+@dataclass(frozen=True, repr=False, init=False)
+class Bernoulli(Law):
+    """1 + ε = b/p with b ~ Bernoulli(p): dropout that keeps a unit with probability p.
+
+    The factor is exactly 0 or 1/p. The standard deviation, √((1 - p)/p), follows from p.
+
+    Args:
+        keep: p, the probability that a unit is kept, 0 < p < 1.
+
+    Raises:
+        ValueError: ``keep`` out of range.
+
+    Note:
+        The γ of the NOISIN tables is p, not a standard deviation, for this law alone.
+    """
+
+    keep: float = field(default=math.nan)
+
+    def __init__(self, *, keep: float) -> None:
+        number = isinstance(keep, int | float) and not isinstance(keep, bool)
+        if not number or not 0 < keep < 1:
+            raise ValueError(f"Bernoulli: keep must be a number with 0 < keep < 1, got {keep!r}")
+        object.__setattr__(self, "keep", float(keep))
+        object.__setattr__(self, "std", math.sqrt((1 - keep) / keep))
+        self.__post_init__()
+
+    def standard(self, size, generator, dtype, device) -> Tensor:
+        """Draw (b/p - 1) over its standard deviation."""
+        return (self._mask(size, generator, dtype, device) - 1) / float(self.std)  # pyright: ignore[reportArgumentType]
+
+    def sample(self, size, *, std=None, generator=None, dtype=None, device=None) -> Tensor:
+        """Draw the offset b/p - 1; arguments as in ``Law.sample``."""
+        return self.factor(size, std=std, generator=generator, dtype=dtype, device=device) - 1
+
+    def factor(self, size, *, std=None, generator=None, dtype=None, device=None) -> Tensor:
+        """Draw the factor b/p; arguments as in ``Law.sample``."""
+        self._scale(std)
+        dtype = dtype or torch.get_default_dtype()
+        if not dtype.is_floating_point:
+            raise TypeError(f"{self}: dtype must be a floating type, got {dtype}")
+        return self._mask(size, generator, dtype, device)
+
+    def _mask(self, size: Sequence[int], generator: Any, dtype: torch.dtype, device: Any) -> Tensor:
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        u = torch.rand(tuple(size), generator=generator, dtype=wide, device=device)
+        return u.lt_(self.keep).div_(self.keep).to(dtype)
+
+    def __str__(self) -> str:
+        return f"Bernoulli(keep={self.keep})"
+
+
+LAWS: dict[str, type[Law]] = {
+    law.__name__: law
+    for law in (Gaussian, Logistic, Laplace, Gamma, Bernoulli, Gumbel, Beta, ChiSquare, Uniform)
+}

@@ -1,0 +1,307 @@
+"""Drop-in recurrent layers: torch's ``RNN``, ``GRU`` and ``LSTM`` with ``noise=``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from noisin import at, draws, functional
+from noisin.draws import Draws, Stack
+from noisin.laws import Bernoulli, Learned
+from noisin.noise import Term
+from noisin.reference import State
+from noisin.text import parse
+
+
+class NoisyRNNBase(nn.RNNBase):
+    """What the noisy layers share; it stands in front of one of torch's layers.
+
+    With ``noise=None`` and in evaluation this is torch's layer, bit for bit. With noise, in
+    training, the draws come from torch's default generator, or are handed in: whatever stands
+    below the draw is a deterministic function of ``draws``.
+
+    Attributes:
+        noise: the terms, or None. Setting it (to terms or to their text) checks that every term
+            can act here, and starts learned spreads anew.
+        sampling: keep the noise on in evaluation; see ``noisin.sampling``.
+    """
+
+    sampling: bool = False
+    _noise: Term | None = None
+
+    def __init__(self, *args: Any, noise: Term | str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.noise = noise
+
+    @property
+    def noise(self) -> Term | None:
+        """The terms of noise, or None."""
+        return self._noise
+
+    @noise.setter
+    def noise(self, noise: Term | str | None) -> None:
+        term = parse(noise) if isinstance(noise, str) else noise
+        draws.places(self.stack, term)
+        for name in self._spreads():
+            delattr(self, name)
+        self._noise = term
+        like = {"device": self.weight_ih_l0.device, "dtype": self.weight_ih_l0.dtype}
+        for name, (learned, features) in self._spreads().items():
+            size = () if learned.per == "layer" else (features,)
+            rho = torch.full(size, learned.initial(), **like)  # pyright: ignore[reportArgumentType]
+            setattr(self, name, nn.Parameter(rho))
+
+    @property
+    def stack(self) -> Stack:
+        """The shape of the layers."""
+        return Stack(
+            self.mode,
+            self.input_size,
+            self.hidden_size,
+            self.num_layers,
+            self.bidirectional,
+            self.proj_size,
+        )
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew, and set learned spreads to their start."""
+        super().reset_parameters()
+        for name, (learned, _) in self._spreads().items():
+            nn.init.constant_(getattr(self, name), learned.initial())
+
+    def draw(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | State | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, tuple[Tensor, ...]]:
+        """Draw the noise for one call ``layer(input, hx, draws=…)``.
+
+        Args:
+            input: the input of that call.
+            hx: its state; only its being there is accepted, the draws do not depend on it.
+            generator: source of randomness; torch's default generator without it.
+
+        Returns:
+            For each place one tensor a term, the final factor or offset; see ``noisin.draws``.
+            torch's ``dropout=`` counts as the last term at ``between``. Gradients reach learned
+            spreads through these tensors.
+        """
+        x, _ = self._time_major(input)
+        return draws.draw(
+            self.stack,
+            self._acting(),
+            x.shape[0],
+            x.shape[1],
+            spread=self._spread,
+            generator=generator,
+            dtype=x.dtype,
+            device=x.device,
+        )
+
+    def forward(self, input: Any, hx: Any = None, *, draws: Draws | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Run the layers, as torch does.
+
+        Args:
+            input: [T, B, I], [B, T, I] with ``batch_first``, [T, I] unbatched, or packed.
+            hx: h_0, for an LSTM (h_0, c_0); zeros without it.
+            draws: noise from ``draw``, applied whatever the mode; without it the layer draws in
+                training, and in evaluation while ``sampling``.
+
+        Returns:
+            The output and the final state. The final h is what the next step would receive:
+            perturbed at ``hidden``, clean at ``recurrent``, ``between`` and ``output``.
+
+        Raises:
+            ValueError: draws that do not fit the noise or the input.
+            RuntimeError: torch's own errors of shape.
+        """
+        drawing = draws is None and (self.training or self.sampling)
+        plain = draws is None and (self._noise is None or not drawing)
+        if plain and self.mode in functional.KERNELS:
+            return super().forward(input, hx)
+        if drawing:
+            draws = self.draw(input)
+        x, lengths = self._time_major(input)
+        self.check_input(x, None)
+        unbatched = not isinstance(input, PackedSequence) and input.dim() == 2
+        output, final = functional.recur(
+            self.stack,
+            self.all_weights,
+            x,
+            self._state(hx, x, unbatched),
+            noise=self._acting() if draws is not None else None,
+            draws=draws,
+            lengths=lengths,
+        )
+        if unbatched:
+            final = tuple(s.squeeze(1) for s in final)
+        return self._as_given(output, input), final if self.mode == "LSTM" else final[0]
+
+    def extra_repr(self) -> str:
+        """Torch's line, and the noise."""
+        return super().extra_repr() + ("" if self._noise is None else f", noise={self._noise}")
+
+    def _acting(self) -> Term | None:
+        """Return the noise with torch's ``dropout=``, which acts after ``between``."""
+        if not self.dropout or self.num_layers == 1:
+            return self._noise
+        if self.dropout == 1:
+            raise ValueError("dropout must be below 1 in a noisy layer, got 1")
+        dropout = at.between * Bernoulli(keep=1 - self.dropout)
+        return dropout if self._noise is None else self._noise & dropout
+
+    def _spreads(self) -> dict[str, tuple[Learned, int]]:
+        """Return the learned spreads by the names of their parameters, with F of their places."""
+        return {
+            _rho(place, index): (term.law.std, self.stack.features(place))
+            for place, terms in draws.places(self.stack, self._noise).items()
+            for index, term in enumerate(terms)
+            if isinstance(term.law.std, Learned)
+        }
+
+    def _spread(self, place: str, index: int) -> Tensor:
+        name = _rho(place, index)
+        return self._spreads()[name][0].std(getattr(self, name))
+
+    def _time_major(self, input: Tensor | PackedSequence) -> tuple[Tensor, Tensor | None]:
+        """Return the input as [T, B, I] in original batch order, and the lengths if packed."""
+        if isinstance(input, PackedSequence):
+            return pad_packed_sequence(input)
+        if input.dim() not in (2, 3):
+            raise ValueError(
+                f"{type(self).__name__}: input must have 2 or 3 dimensions, got {input.dim()}"
+            )
+        if input.dim() == 2:
+            return input.unsqueeze(1), None
+        return (input.transpose(0, 1) if self.batch_first else input), None
+
+    def _state(self, hx: Tensor | State | None, x: Tensor, unbatched: bool) -> State:
+        """Return the initial state as a tuple of [L·directions, B, P or H]."""
+        rows, batch = self.num_layers * len(self.stack.directions), x.shape[1]
+        sizes = [(rows, batch, self.stack.state_size)]
+        if self.mode == "LSTM":
+            sizes.append((rows, batch, self.hidden_size))
+        if hx is None:
+            return tuple(x.new_zeros(size) for size in sizes)
+        state = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        if len(state) != len(sizes):
+            raise ValueError(f"hx of {self.mode} must have {len(sizes)} tensors, got {len(state)}")
+        if unbatched:
+            state = tuple(s.unsqueeze(1) for s in state)
+        for tensor, size in zip(state, sizes, strict=True):
+            self.check_hidden_size(tensor, size)
+        return state
+
+    def _as_given(self, output: Tensor, input: Tensor | PackedSequence) -> Tensor | PackedSequence:
+        """Return the output in the layout of the input."""
+        if isinstance(input, PackedSequence):
+            order = input.sorted_indices
+            lengths = pad_packed_sequence(input)[1]
+            if order is not None:
+                output, lengths = output.index_select(1, order), lengths[order.cpu()]
+            packed = pack_padded_sequence(output, lengths)
+            return input._replace(data=packed.data)
+        if input.dim() == 2:
+            return output.squeeze(1)
+        return output.transpose(0, 1) if self.batch_first else output
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ) -> None:
+        """Load as torch does; a checkpoint of a plain layer lacks the spreads, which then stay."""
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        for name in self._spreads():
+            if prefix + name in missing_keys:
+                missing_keys.remove(prefix + name)
+
+
+def _rho(place: str, index: int) -> str:
+    """Return the name of a learned spread's parameter."""
+    return f"rho_{place}" + (f"_{index}" if index else "")
+
+
+class LSTM(NoisyRNNBase, nn.LSTM):
+    """``torch.nn.LSTM`` with noise.
+
+    i, f, o = σ(·), g = tanh(·), c_t = f ⊙ c_{t-1} + i ⊙ g, h_t = o ⊙ tanh(c_t). ``hidden`` noise
+    perturbs h_t (the projected one with ``proj_size``); c_t stays clean.
+
+    Args:
+        *args: as ``torch.nn.LSTM``.
+        noise: terms such as ``at.hidden * Bernoulli(keep=0.41)``, their text, or None.
+        **kwargs: as ``torch.nn.LSTM``.
+
+    Raises:
+        ValueError: a term that cannot act here.
+
+    Example:
+        >>> layer = LSTM(8, 16, num_layers=2, noise="hidden * Bernoulli(keep=0.41)")
+        >>> output, (h, c) = layer(torch.randn(5, 3, 8))
+        >>> output.shape
+        torch.Size([5, 3, 16])
+
+    References:
+        Dieng, Ranganath, Altosaar, Blei: NOISIN: unbiased regularization for recurrent neural
+        networks, section 2.
+    """
+
+
+class GRU(NoisyRNNBase, nn.GRU):
+    """``torch.nn.GRU`` with noise: the GRU whose reset gate acts after the recurrent product.
+
+    ``recurrent`` noise touches the three products with weight_hh and not z ⊙ h_{t-1}; ``hidden``
+    noise, being in h itself, touches both.
+
+    Args:
+        *args: as ``torch.nn.GRU``.
+        noise: terms such as ``at.hidden * Gaussian(0.5)``, their text, or None.
+        **kwargs: as ``torch.nn.GRU``.
+
+    Raises:
+        ValueError: a term that cannot act here.
+    """
+
+
+class RNN(NoisyRNNBase, nn.RNN):
+    """``torch.nn.RNN`` with noise, and with the logistic sigmoid as a third nonlinearity.
+
+    h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh).
+
+    Args:
+        *args: as ``torch.nn.RNN``; ``nonlinearity`` may also be ``"sigmoid"``, for which torch
+            has no kernel.
+        noise: terms such as ``at.hidden + Gaussian(0.3)``, their text, or None.
+        **kwargs: as ``torch.nn.RNN``.
+
+    Raises:
+        ValueError: a term that cannot act here, or an unknown nonlinearity.
+    """
+
+    def __init__(self, *args: Any, noise: Term | str | None = None, **kwargs: Any) -> None:
+        given = args[3] if len(args) > 3 else kwargs.get("nonlinearity", "tanh")
+        if given == "sigmoid":
+            if len(args) > 3:
+                args = (*args[:3], "tanh", *args[4:])
+            else:
+                kwargs["nonlinearity"] = "tanh"
+        super().__init__(*args, **kwargs)
+        if given == "sigmoid":
+            self.nonlinearity, self.mode = "sigmoid", "RNN_SIGMOID"
+        self.noise = noise
+
+    def flatten_parameters(self) -> None:
+        """Lay the weights out for cuDNN, which has no sigmoid RNN."""
+        if self.mode in functional.KERNELS:
+            super().flatten_parameters()
+
+    def extra_repr(self) -> str:
+        """Torch's line, the nonlinearity where torch has none like it, and the noise."""
+        line = super().extra_repr()
+        return line if self.mode in functional.KERNELS else line + ", nonlinearity=sigmoid"

@@ -1,0 +1,82 @@
+"""rmsprop with Nesterov momentum, as the fast-dropout paper trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class NesterovRMSprop(Optimizer):
+    """rmsprop whose step is taken after a look ahead along the momentum.
+
+    With g the gradient at the look-ahead point θ̃ = θ - μ v:
+
+        r ← decay · r + (1 - decay) · g²
+        v ← μ v + lr · g / √(r + eps)
+        θ ← θ - v
+
+    Args:
+        params: parameters, or groups of them.
+        lr: step rate, > 0.
+        momentum: μ, 0 <= μ < 1.
+        decay: of the mean square r, 0 <= decay < 1.
+        eps: added to r inside the root, > 0.
+
+    Raises:
+        ValueError: a number out of range.
+
+    Note:
+        As in ``torch.optim.SGD(nesterov=True)`` the parameters hold θ̃, where the next gradient is
+        taken. The mean square starts at 1. ``torch.optim.RMSprop`` has neither: its momentum is
+        classical, its mean square starts at 0 and its eps stands outside the root.
+
+    References:
+        Bayer et al.: On fast dropout and its applicability to recurrent networks, section 2.3.
+        Sutskever et al. (2013): On the importance of initialization and momentum.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        momentum: float = 0.9,
+        decay: float = 0.9,
+        eps: float = 1e-8,
+    ) -> None:
+        if not lr > 0:
+            raise ValueError(f"NesterovRMSprop: lr must be > 0, got {lr}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"NesterovRMSprop: momentum must be in [0, 1), got {momentum}")
+        if not 0 <= decay < 1:
+            raise ValueError(f"NesterovRMSprop: decay must be in [0, 1), got {decay}")
+        if not eps > 0:
+            raise ValueError(f"NesterovRMSprop: eps must be > 0, got {eps}")
+        super().__init__(params, {"lr": lr, "momentum": momentum, "decay": decay, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Take one step; ``closure`` as in every torch optimizer."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._step(p, p.grad, group)
+        return loss
+
+    def _step(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[p]
+        if not state:
+            state["mean_square"] = torch.ones_like(p)
+            state["velocity"] = torch.zeros_like(p)
+        mean_square, velocity = state["mean_square"], state["velocity"]
+        mean_square.mul_(group["decay"]).addcmul_(grad, grad, value=1 - group["decay"])
+        move = group["lr"] * grad / torch.sqrt(mean_square + group["eps"])
+        velocity.mul_(group["momentum"]).add_(move)
+        p.sub_(move).sub_(velocity, alpha=group["momentum"])
