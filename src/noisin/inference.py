@@ -63,7 +63,7 @@ def unfold(x: Tensor, samples: int, dim: int = 1) -> Tensor:
     return x.unflatten(dim, (samples, -1)).movedim(dim, 0)
 
 
-def predictive(log_likelihoods: Float[Tensor, K * size]) -> Float[Tensor, "..."]:
+def predictive(log_likelihoods: Float[Tensor, "K ..."]) -> Float[Tensor, "..."]:
     """Average predictive distributions: log (1/K) Σ_k exp log p(x | z^k).
 
     By Jensen's inequality this is at least the mean of the log-likelihoods, which is what
