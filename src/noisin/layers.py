@@ -168,6 +168,14 @@ class NoisyRNNBase(nn.RNNBase):
         name = _rho(place, index)
         return self._spreads()[name][0].std(getattr(self, name))
 
+    @torch.no_grad()
+    def spreads(self) -> dict[str, float]:
+        """Return the learned standard deviations by parameter, the mean where there are several."""
+        return {
+            name: learned.std(getattr(self, name)).mean().item()
+            for name, (learned, _) in self._spreads().items()
+        }
+
     def _time_major(self, input: Tensor | PackedSequence) -> tuple[Tensor, Tensor | None]:
         """Return the input as [T, B, I] in original batch order, and the lengths if packed."""
         if isinstance(input, PackedSequence):

@@ -1,0 +1,52 @@
+"""Files that are whole or absent: written aside, flushed to disk, renamed."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from noisin.lab import LabError
+
+
+@contextmanager
+def write_aside(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that takes the place of ``path`` when the block ends.
+
+    If the block raises, ``path`` is as it was and nothing is left beside it.
+
+    Raises:
+        LabError: the folder cannot be written.
+    """
+    make_folder(path.parent)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        file = aside.open("xb")
+    except OSError as error:
+        raise LabError(f"{path.parent} must be a folder that can be written; {error}") from None
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException as error:
+        aside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise LabError(f"{path} could not be written; {error}") from None
+        raise
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        LabError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabError(f"{path} must be a folder that can be written; {error}") from None

@@ -1,0 +1,224 @@
+"""Several runs at a time: one process of one thread each, progress, and a clean stop."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from queue import Empty
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from noisin.lab import LabError, data, records, train
+from noisin.lab.data import Corpus
+from noisin.lab.recipe import Recipe
+from noisin.lab.records import Record
+from noisin.lab.train import Job, Progress
+
+SAY_EVERY = 15.0  # seconds between lines of progress where there is no terminal
+
+
+class Interrupted(Exception):
+    """The user stopped the runs; checkpoints are written."""
+
+
+@dataclass
+class _Worker:
+    """What a worker process keeps: where it tells, when to stop, corpora it has read."""
+
+    told: Queue[Progress] | None = None
+    stop: Event | None = None
+    data_dir: Path | None = None
+    corpora: dict[str, Corpus] = field(default_factory=dict)
+
+
+_worker = _Worker()
+
+
+def plan(recipe: Recipe, folder: Path, corpora: dict[str, str]) -> list[Job]:
+    """Return the runs of a recipe, the seeds of all rows in turn.
+
+    Args:
+        recipe: the recipe.
+        folder: where runs are kept.
+        corpora: sha256 of each corpus by name.
+    """
+    return [
+        Job(recipe.name, name, row, seed, corpora[row.config.data], folder / recipe.name)
+        for seed in recipe.seeds
+        for name, row in recipe.rows.items()
+    ]
+
+
+def finished(jobs: Sequence[Job]) -> list[Record]:
+    """Return the records of the runs that are done."""
+    paths = [job.path / "record.json" for job in jobs]
+    done = [path for path in paths if path.exists()]
+    return records.read(done) if done else []
+
+
+def do(
+    jobs: Sequence[Job], *, processes: int, data_dir: Path | None, console: Console
+) -> list[Record]:
+    """Do the runs that are not done yet, and return the records of all.
+
+    Args:
+        jobs: the runs.
+        processes: how many at a time.
+        data_dir: folder with corpus files.
+        console: where progress goes.
+
+    Raises:
+        Interrupted: the user pressed Ctrl-C.
+        LabError: what a run refused; the other runs that had begun are stopped cleanly.
+    """
+    todo = [job for job in jobs if not (job.path / "record.json").exists()]
+    if todo:
+        _do(todo, min(processes, len(todo)), data_dir, console)
+    return finished(jobs)
+
+
+def _do(jobs: Sequence[Job], processes: int, data_dir: Path | None, console: Console) -> None:
+    context = multiprocessing.get_context("spawn")
+    told, stop = context.Queue(), context.Event()
+    with (
+        ProcessPoolExecutor(processes, context, _begin, (told, stop, data_dir)) as pool,
+        _Display(len(jobs), console) as display,
+    ):
+        with _deaf():  # the workers inherit it: Ctrl-C reaches this process alone
+            futures = {pool.submit(_run, job): job for job in jobs}
+        pending: set[Future[Record | None]] = set(futures)
+        try:
+            while pending:
+                done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                display.show(_emptied(told))
+                for future in done:
+                    display.finish(futures[future], future.result())
+        except BaseException as error:
+            stop.set()
+            with _deaf():
+                console.print("stopping: each run finishes its update and writes its checkpoint")
+                pool.shutdown(cancel_futures=True)
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted from None
+            if isinstance(error, BrokenProcessPool):
+                raise LabError(
+                    "a worker process was killed, perhaps for want of memory; "
+                    "the same command goes on from the checkpoints"
+                ) from None
+            raise
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _begin(told: Queue[Progress], stop: Event, data_dir: Path | None) -> None:
+    """Set a worker process up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    _worker.told, _worker.stop, _worker.data_dir = told, stop, data_dir
+
+
+def _run(job: Job) -> Record | None:
+    """Do one run in a worker; None if it was stopped."""
+    name = job.row.config.data
+    if name not in _worker.corpora:
+        _worker.corpora[name] = data.load(name, _worker.data_dir)
+    assert _worker.told is not None
+    assert _worker.stop is not None
+    try:
+        return train.run(job, _worker.corpora[name], _worker.told.put, _worker.stop.is_set)
+    except train.Stopped:
+        return None
+
+
+def _emptied(told: Queue[Progress]) -> Iterator[Progress]:
+    while True:
+        try:
+            yield told.get_nowait()
+        except Empty:
+            return
+
+
+class _Display:
+    """Bars in a terminal, lines elsewhere."""
+
+    def __init__(self, runs: int, console: Console) -> None:
+        self.console, self.said = console, time.monotonic()
+        self.left, self.latest = runs, dict[str, Progress]()
+        self.bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[told]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> _Display:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def show(self, news: Iterator[Progress]) -> None:
+        """Take what the workers told."""
+        for progress in news:
+            title = progress.title
+            self.latest[title] = progress
+            if title not in self.tasks:
+                self.tasks[title] = self.bars.add_task(title, total=progress.epochs, told="")
+            told = f"valid {progress.valid:.3f}, best {progress.best:.3f}"
+            self.bars.update(self.tasks[title], completed=progress.epoch, told=told)
+        if not self.console.is_terminal and time.monotonic() - self.said > SAY_EVERY:
+            self.said = time.monotonic()
+            running = [
+                f"{p.title}: epoch {p.epoch} of at most {p.epochs}, valid {p.valid:.3f}"
+                for p in self.latest.values()
+            ]
+            self.console.print("; ".join(running) or "starting", soft_wrap=True)
+
+    def finish(self, job: Job, record: Record | None) -> None:
+        """Take the end of a run."""
+        self.latest.pop(job.title, None)
+        if job.title in self.tasks:
+            self.bars.remove_task(self.tasks.pop(job.title))
+        if record is None:
+            return
+        self.left -= 1
+        if record.status == "diverged":
+            self.console.print(f"{job.title}: {record.reason}", soft_wrap=True)
+            return
+        best = record.history[record.best_epoch - 1].valid.unscored
+        self.console.print(
+            f"{job.title}: valid {best:.3f} at epoch {record.best_epoch} of {len(record.history)}, "
+            f"{record.seconds:.0f} s; {self.left} runs left",
+            soft_wrap=True,
+        )
+
+
+def processes_by_default() -> int:
+    """Return one process a core."""
+    return os.cpu_count() or 1

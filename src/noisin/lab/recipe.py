@@ -1,0 +1,272 @@
+"""Recipes: one TOML file a table, a base and a row for each method with only what differs.
+
+title = "…"
+seeds = [1, 2, 3]
+baseline = "plain"
+
+[base]
+task = "music"
+data = "jsb-chorales"
+hidden_size = 200
+
+[rows.plain]
+noise = "none"
+
+[rows.noisin]
+noise = "hidden * Gaussian(1.0)"
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from noisin.lab import LabError
+from noisin.text import parse
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Config(BaseModel):
+    """Everything that decides a run but its seed.
+
+    Args:
+        task: what is learned.
+        data: corpus name, or a path.
+        cell: the recurrent cell; tanh, relu and sigmoid are Elman RNNs.
+        hidden_size: H.
+        num_layers: L.
+        noise: terms in text form; ``none`` for the plain network.
+        output_bias: start of the output layer's biases; torch's own start without it.
+        nonzeros: connections that each unit of weight_hh keeps at the start; all without it.
+        spectral_radius: of each gate of weight_hh at the start; as drawn without it.
+        optimizer: adam, sgd (with momentum) or nesterov-rmsprop.
+        lr: step size.
+        momentum: for sgd and nesterov-rmsprop.
+        decay: of nesterov-rmsprop's mean square.
+        clip: largest norm of the gradient.
+        batch_size: B.
+        chunk: longest stretch of a piece in training; gradients end there.
+        epochs: at most.
+        patience: epochs without a better validation score before training ends.
+        train_samples: K draws of the noise for each training step.
+        test_samples: K for the Monte Carlo averages at the end.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    task: Literal["music"] = "music"
+    data: str
+    cell: Literal["lstm", "gru", "tanh", "relu", "sigmoid"] = "lstm"
+    hidden_size: Count = 200
+    num_layers: Count = 1
+    noise: str = "none"
+    output_bias: float | None = None
+    nonzeros: Count | None = None
+    spectral_radius: Positive | None = None
+    optimizer: Literal["adam", "sgd", "nesterov-rmsprop"] = "adam"
+    lr: Positive = 2e-3
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    clip: Positive = 1.0
+    batch_size: Count = 16
+    chunk: Count = 100
+    epochs: Count = 200
+    patience: Count = 20
+    train_samples: Count = 1
+    test_samples: tuple[Count, ...] = (1, 5, 25)
+
+    @field_validator("noise")
+    @classmethod
+    def _canonical(cls, noise: str) -> str:
+        return str(parse(noise) if parse(noise) is not None else "none")
+
+    @field_validator("test_samples")
+    @classmethod
+    def _nested(cls, samples: tuple[int, ...]) -> tuple[int, ...]:
+        if not samples or any(max(samples) % k for k in samples):
+            raise ValueError(f"each must divide the largest, got {list(samples)}")
+        return tuple(sorted(set(samples)))
+
+    def hash(self, *more: object) -> str:
+        """Return a short hash of the settings and whatever else decides the run."""
+        text = json.dumps([self.model_dump(mode="json"), *map(str, more)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class Published(BaseModel):
+    """A number in a paper.
+
+    Args:
+        test: the published test score.
+        source: paper and table.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    test: float
+    source: str
+
+
+class Row(BaseModel):
+    """A method of the table.
+
+    Args:
+        config: its settings.
+        label: name in tables; the row's own name without it.
+        published: the paper's number, if there is one.
+        note: what was chosen where the paper is silent, and why.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config: Config
+    label: str
+    published: Published | None = None
+    note: str = ""
+
+
+class Recipe(BaseModel):
+    """A table: rows that are compared on the same seeds.
+
+    Args:
+        name: of the recipe.
+        title: heading of the table.
+        seeds: one run of each row for each of them.
+        baseline: the row that the others are compared with.
+        rows: the methods, by name.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    title: str
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    baseline: str
+    rows: Annotated[dict[str, Row], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _has_baseline(self) -> Recipe:
+        if self.baseline not in self.rows:
+            raise ValueError(f"baseline must be a row, one of {list(self.rows)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must differ, got {list(self.seeds)}")
+        return self
+
+
+TOP_KEYS = ("title", "seeds", "baseline", "base", "rows")
+ROW_KEYS = ("label", "published", "note")
+
+
+def names() -> list[str]:
+    """Return the recipes that ship."""
+    folder = resources.files("noisin.lab") / "recipes"
+    return sorted(
+        p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml")
+    )
+
+
+def load(name: str, changes: Sequence[str] = (), only: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        name: of a recipe that ships, or the path of a TOML file.
+        changes: ``key=value``, in place of what all rows say.
+        only: rows to keep; all without it. The baseline becomes the first of them if it is not
+            among them.
+
+    Raises:
+        LabError: no such recipe, an unknown key, or a value out of range.
+    """
+    raw = _read(name)
+    _known(raw, TOP_KEYS, name)
+    rows = raw.get("rows", {})
+    if not isinstance(rows, dict) or not isinstance(raw.get("base", {}), dict):
+        raise LabError(f"recipe {name}: base and rows must be tables")
+    top, changed = _changes(changes)
+    kept = _kept(rows, only, name)
+    recipe: dict[str, Any] = {"name": Path(name).stem, "title": raw.get("title", Path(name).stem)}
+    recipe["seeds"] = top.get("seeds", raw.get("seeds", [1, 2, 3]))
+    baseline = raw.get("baseline", next(iter(rows), ""))
+    recipe["baseline"] = baseline if baseline in kept else next(iter(kept), "")
+    recipe["rows"] = {}
+    for row in kept:
+        if not isinstance(rows[row], dict):
+            raise LabError(f"recipe {name}: rows.{row} must be a table")
+        own = {k: v for k, v in rows[row].items() if k not in ROW_KEYS}
+        config = {**raw.get("base", {}), **own, **changed}
+        _known(config, (*Config.model_fields, *ROW_KEYS), f"{name}, row {row}")
+        about = {k: rows[row][k] for k in ROW_KEYS if k in rows[row]}
+        recipe["rows"][row] = {"label": row, **about, "config": config}
+    try:
+        return Recipe.model_validate(recipe)
+    except ValidationError as error:
+        raise LabError(f"recipe {name}: {_told(error)}") from None
+
+
+def _read(name: str) -> dict[str, Any]:
+    shipped = resources.files("noisin.lab") / "recipes" / f"{name}.toml"
+    path = shipped if name in names() else Path(name)
+    if not path.is_file():
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise LabError(
+            f"a recipe is one of {', '.join(names())}, or the path of a TOML file; "
+            f"got {name!r}{hint}"
+        )
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise LabError(f"recipe {name}: must be a TOML file; {error}") from None
+
+
+def _changes(changes: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what ``key=value`` changes at the top and in every row."""
+    top: dict[str, Any] = {}
+    base: dict[str, Any] = {}
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise LabError(f"--set takes key=value, got {change!r}")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text  # a bare word, such as a name or a path
+        _known({key: value}, ("seeds", *Config.model_fields), "--set")
+        (top if key == "seeds" else base)[key] = value
+    return top, base
+
+
+def _kept(rows: Mapping[str, Any], only: Sequence[str], name: str) -> list[str]:
+    for row in only:
+        _known({row: None}, tuple(rows), f"{name}, --only")
+    return [row for row in rows if not only or row in only]
+
+
+def _known(keys: Mapping[str, Any], valid: Sequence[str], where: str) -> None:
+    for key in keys:
+        if key not in valid:
+            near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise LabError(f"{where}: unknown key {key!r}; {hint}valid are {', '.join(valid)}")
+
+
+def _told(error: ValidationError) -> str:
+    """Return what pydantic found wrong, one line an error."""
+    lines: dict[str, str] = {}
+    for one in error.errors():
+        where = ".".join(str(part) for part in one["loc"])
+        rule = one["msg"].removeprefix("Value error, ")
+        got = "" if isinstance(one["input"], dict) or "got" in rule else f", got {one['input']!r}"
+        # what the base says wrongly is wrong in every row: it is told for the first
+        lines.setdefault(f"{one['loc'][-1:]}{rule}{got}", f"{where}: {rule}{got}")
+    return "\n".join(lines.values())

@@ -1,0 +1,190 @@
+"""Records: one JSON line a run, with everything that a table or a figure needs."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+import noisin
+from noisin.lab import LabError
+from noisin.lab.files import write_aside
+from noisin.lab.recipe import Config, Published
+
+SCHEMA = 1
+
+
+class Scores(BaseModel):
+    """A score by both conventions: all steps, and without the first of each piece."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scored: float
+    unscored: float
+
+
+class Epoch(BaseModel):
+    """One epoch of training.
+
+    Args:
+        epoch: from 1.
+        train: the objective over the epoch, noise on.
+        valid: score of the validation split, noise off.
+        spectral_radius: of each layer, each gate of weight_hh.
+        spreads: learned standard deviations, the mean over a layer's.
+        seconds: time of the epoch.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epoch: int
+    train: float
+    valid: Scores
+    spectral_radius: list[list[float]]
+    spreads: dict[str, float]
+    seconds: float
+
+
+class Environment(BaseModel):
+    """What a run ran on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    noisin: str
+    torch: str
+    python: str
+    machine: str
+    threads: int
+    commit: str | None
+    dirty: bool | None
+
+
+class Record(BaseModel):
+    """One run.
+
+    Args:
+        schema_version: of this layout.
+        recipe: name of the recipe.
+        row: name of the row.
+        label: the row's name in tables.
+        seed: of weights, order and noise.
+        hash: of config, corpus and seed: two runs of one hash are the same run.
+        config: all settings.
+        published: the paper's number.
+        corpus: sha256 of the corpus.
+        pieces: (pieces, steps) of each split.
+        status: ``finished``, or ``diverged``.
+        reason: why a run diverged.
+        environment: versions, machine, commit.
+        paths: which path each layer takes, and why.
+        parameters: trained numbers.
+        updates: steps of the optimizer.
+        seconds: time in training.
+        best_epoch: the epoch chosen on validation.
+        scores: of train, valid and test, by the plain network at the best epoch.
+        monte_carlo: of test, by the average over K draws of the noise.
+        weights: sha256 of the chosen weights.
+        history: the epochs.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = SCHEMA
+    recipe: str
+    row: str
+    label: str
+    seed: int
+    hash: str
+    config: Config
+    published: Published | None
+    corpus: str
+    pieces: dict[str, tuple[int, int]]
+    status: Literal["finished", "diverged"]
+    reason: str = ""
+    environment: Environment
+    paths: list[str]
+    parameters: int
+    updates: int
+    seconds: float
+    best_epoch: int
+    scores: dict[str, Scores]
+    monte_carlo: dict[int, Scores]
+    weights: str
+    history: list[Epoch]
+
+
+def environment() -> Environment:
+    """Return the versions, the machine and the commit of this process."""
+    commit, dirty = _git()
+    return Environment(
+        noisin=noisin.__version__,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        machine=f"{platform.system()} {platform.machine()}",
+        threads=torch.get_num_threads(),
+        commit=commit,
+        dirty=dirty,
+    )
+
+
+def _git() -> tuple[str | None, bool | None]:
+    """Return the commit of the checkout that noisin runs from, and whether it was changed."""
+    folder = Path(noisin.__file__).parent
+    git = ["git", "-C", str(folder)]
+    try:
+        tracked = subprocess.run([*git, "ls-files", "__init__.py"], capture_output=True, text=True)
+        if tracked.returncode or not tracked.stdout.strip():
+            return None, None
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    except OSError:  # no git here
+        return None, None
+    return commit.stdout.strip() or None, bool(status.stdout.strip())
+
+
+def write(record: Record, path: Path) -> None:
+    """Write a record as one JSON line, aside and renamed."""
+    with write_aside(path) as file:
+        file.write(record.model_dump_json().encode() + b"\n")
+
+
+def read(paths: Iterable[Path]) -> list[Record]:
+    """Read records from files of JSON lines and from folders, looked through for ``record.json``.
+
+    A run that stands in several places is returned once.
+
+    Raises:
+        LabError: nothing there, or a line that is no record.
+    """
+    found: dict[tuple[str, str, str], Record] = {}
+    for path in paths:
+        files = sorted(path.rglob("record.json")) if path.is_dir() else [path]
+        if path.is_dir():
+            files += sorted(path.rglob("*.jsonl"))
+        for file in files:
+            for record in _lines(file):
+                found[record.recipe, record.row, record.hash] = record
+    if not found:
+        raise LabError(
+            f"a report needs records, from finished runs; got none in {', '.join(map(str, paths))}"
+        )
+    return list(found.values())
+
+
+def _lines(file: Path) -> Iterable[Record]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LabError(f"{file}: must be a file of records; {error}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            yield Record.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "line"
+            raise LabError(f"{file}, line {number}: no record; {where}: {first['msg']}") from None

@@ -1,0 +1,262 @@
+"""Reports: tables and figures from records alone, as one HTML file with everything inside."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jinja2
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from noisin.lab import sound
+from noisin.lab.data import Roll
+from noisin.lab.files import write_aside
+from noisin.lab.records import Record
+
+COLORS = ("#444444", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999933")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and its spread."""
+
+    mean: float
+    std: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate | None:
+        """Return the mean and the standard deviation, or None of nothing."""
+        if not values:
+            return None
+        std = statistics.stdev(values) if len(values) > 1 else math.nan
+        return cls(statistics.fmean(values), std, len(values))
+
+    def __str__(self) -> str:
+        spread = "" if math.isnan(self.std) else f" ± {self.std:.3f}"
+        return f"{self.mean:.3f}{spread}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method in the table, over its seeds.
+
+    Args:
+        name: of the row.
+        label: of the method.
+        noise: its terms.
+        scores: of train, valid and test, first steps unscored.
+        scored: of test, every step.
+        difference: test less the baseline's test, seed by seed.
+        published: the paper's number and where it stands.
+        epochs: epochs trained.
+        seconds: of training.
+        diverged: reasons of the runs that diverged.
+        monte_carlo: of test, by the number of draws.
+    """
+
+    name: str
+    label: str
+    noise: str
+    scores: dict[str, Estimate | None]
+    scored: Estimate | None
+    difference: Estimate | None
+    published: str
+    epochs: Estimate | None
+    seconds: Estimate | None
+    diverged: list[str]
+    monte_carlo: dict[int, Estimate | None]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece to look at and to hear."""
+
+    title: str
+    roll: Roll
+
+
+def baseline_of(rows: dict[str, list[Record]], named: str | None = None) -> str:
+    """Return the row to compare with: the named one, else one without noise, else the first."""
+    if named in rows:
+        return str(named)
+    plain = [name for name, runs in rows.items() if runs[0].config.noise == "none"]
+    return (plain or list(rows))[0]
+
+
+def by_row(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Return the runs of each row, seeds in order."""
+    rows: dict[str, list[Record]] = {}
+    for record in sorted(records, key=lambda r: r.seed):
+        rows.setdefault(record.row, []).append(record)
+    return rows
+
+
+def summary(rows: dict[str, list[Record]], baseline: str) -> list[Line]:
+    """Return the lines of a table.
+
+    Args:
+        rows: runs of each row.
+        baseline: the row that differences are taken from.
+    """
+    return [_line(name, runs, rows[baseline]) for name, runs in rows.items()]
+
+
+def _line(name: str, runs: list[Record], base: list[Record]) -> Line:
+    done = [run for run in runs if run.status == "finished"]
+    reference = {run.seed: _test(run) for run in base if run.status == "finished"}
+    draws = sorted({k for run in done for k in run.monte_carlo})
+    published = runs[0].published
+    return Line(
+        name=name,
+        label=runs[0].label,
+        noise=runs[0].config.noise,
+        scores={
+            split: Estimate.of([run.scores[split].unscored for run in done])
+            for split in ("train", "valid", "test")
+        },
+        scored=Estimate.of([run.scores["test"].scored for run in done]),
+        difference=None
+        if runs is base
+        else Estimate.of([_test(r) - reference[r.seed] for r in done if r.seed in reference]),
+        published=f"{published.test} ({published.source})" if published else "",
+        epochs=Estimate.of([len(run.history) for run in done]),
+        seconds=Estimate.of([run.seconds for run in done]),
+        diverged=[f"seed {run.seed}: {run.reason}" for run in runs if run.status == "diverged"],
+        monte_carlo={
+            k: Estimate.of([r.monte_carlo[k].unscored for r in done if k in r.monte_carlo])
+            for k in draws
+        },
+    )
+
+
+def _test(record: Record) -> float:
+    return record.scores["test"].unscored
+
+
+def write(
+    records: Sequence[Record],
+    path: Path,
+    *,
+    titles: dict[str, str] | None = None,
+    baselines: dict[str, str] | None = None,
+    pieces: Sequence[Piece] = (),
+) -> None:
+    """Write the report of all records, a section a recipe.
+
+    Args:
+        records: the runs.
+        path: HTML file to write.
+        titles: headings by recipe.
+        baselines: rows to compare with, by recipe.
+        pieces: samples to show and to play.
+    """
+    sections = []
+    for recipe in dict.fromkeys(record.recipe for record in records):
+        rows = by_row([record for record in records if record.recipe == recipe])
+        baseline = baseline_of(rows, (baselines or {}).get(recipe))
+        sections.append(
+            {
+                "title": (titles or {}).get(recipe, recipe),
+                "baseline": rows[baseline][0].label,
+                "lines": summary(rows, baseline),
+                "runs": [run for runs in rows.values() for run in runs],
+                "curves": _svg(partial(draw_curves, rows), 2),
+                "radius": _svg(partial(draw_radius, rows), 1),
+            }
+        )
+    shown = [
+        {
+            "title": piece.title,
+            "roll": _svg(partial(draw_roll, piece.roll), 1, height=2.6),
+            "wav": base64.b64encode(sound.wav(piece.roll)).decode(),
+        }
+        for piece in pieces
+    ]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("noisin.lab", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    page = environment.get_template("report.html.jinja").render(sections=sections, pieces=shown)
+    with write_aside(path) as file:
+        file.write(page.encode())
+
+
+def _svg(draw: Callable[..., None], panels: int, height: float = 3.6) -> str:
+    """Return a figure as SVG text."""
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "noisin", "font.size": 9}):
+        figure = Figure(figsize=(9, height), layout="constrained")
+        draw(*figure.subplots(1, panels, squeeze=False)[0])
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def draw_curves(rows: dict[str, list[Record]], valid: Axes, train: Axes) -> None:
+    """Draw the validation score and the training objective over epochs, a thin line a seed."""
+    for color, runs in zip(_colors(rows), rows.values(), strict=True):
+        for index, run in enumerate(runs):
+            label = runs[0].label if index == 0 else None
+            epochs = [epoch.epoch for epoch in run.history]
+            line = {"color": color, "linewidth": 1, "alpha": 0.8}
+            valid.plot(epochs, [e.valid.unscored for e in run.history], label=label, **line)
+            train.plot(epochs, [e.train for e in run.history], **line)
+            if run.best_epoch:
+                best = run.history[run.best_epoch - 1]
+                valid.plot(best.epoch, best.valid.unscored, "o", color=color, markersize=4)
+    valid.set(title="validation (noise off)", xlabel="epoch", ylabel="nats a step")
+    train.set(title="training objective (noise on)", xlabel="epoch")
+    for axes, values in (
+        (valid, [e.valid.unscored for runs in rows.values() for r in runs for e in r.history]),
+        (train, [e.train for runs in rows.values() for r in runs for e in r.history]),
+    ):
+        axes.grid(alpha=0.3)
+        if values:
+            low = min(values)
+            axes.set_ylim(low - 0.1, min(max(values), low + 3) + 0.1)
+    valid.legend(frameon=False)
+
+
+def draw_radius(rows: dict[str, list[Record]], axes: Axes) -> None:
+    """Draw the spectral radius of the candidate's recurrent weights over epochs."""
+    for color, runs in zip(_colors(rows), rows.values(), strict=True):
+        for index, run in enumerate(runs):
+            label = runs[0].label if index == 0 else None
+            radius = [_candidate_radius(epoch.spectral_radius[0]) for epoch in run.history]
+            epochs = [epoch.epoch for epoch in run.history]
+            axes.plot(epochs, radius, color=color, linewidth=1, alpha=0.8, label=label)
+    axes.set(xlabel="epoch", ylabel="spectral radius")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+
+
+def _candidate_radius(gates: Sequence[float]) -> float:
+    """Return the radius of g of an LSTM, n of a GRU, or the only one of an Elman RNN."""
+    return gates[2] if len(gates) > 1 else gates[0]
+
+
+def draw_roll(roll: Roll, axes: Axes) -> None:
+    """Draw a piano roll: time to the right, pitch upwards."""
+    notes = sound.notes_of(roll)
+    for key, start, end in notes:
+        axes.barh(key + 21, end - start - 0.08, left=start, height=0.8, color=COLORS[1])
+    pitches = [key + 21 for key, _, _ in notes] or [60]
+    axes.set(xlim=(0, len(roll)), ylim=(min(pitches) - 2, max(pitches) + 2))
+    axes.set(xlabel="quarter note", ylabel="MIDI pitch")
+    axes.grid(alpha=0.3)
+
+
+def _colors(rows: dict[str, list[Record]]) -> list[str]:
+    return [COLORS[i % len(COLORS)] for i in range(len(rows))]

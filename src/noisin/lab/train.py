@@ -1,0 +1,328 @@
+"""One run: train with early stopping, resume exactly, score once, write the record."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+
+from noisin.diagnostics import spectral_radius
+from noisin.lab import LabError, checkpoint, records
+from noisin.lab.data import Corpus
+from noisin.lab.music import MusicTask
+from noisin.lab.recipe import Config, Row
+from noisin.lab.records import Epoch, Record, Scores
+from noisin.layers import NoisyRNNBase
+from noisin.optim import NesterovRMSprop
+from noisin.surgery import explain
+
+COUNTERS = ("epoch", "index", "total", "steps", "seconds", "since", "best_epoch")
+SAVE_EVERY = 10.0  # seconds between checkpoints, at the end of an epoch
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to do.
+
+    Args:
+        recipe: name of the recipe.
+        name: name of the row.
+        row: the row.
+        seed: of weights, order and noise.
+        corpus: sha256 of the corpus.
+        folder: where the runs of the recipe stand.
+    """
+
+    recipe: str
+    name: str
+    row: Row
+    seed: int
+    corpus: str
+    folder: Path
+
+    @property
+    def hash(self) -> str:
+        """Hash of settings, corpus and seed."""
+        return self.row.config.hash(self.corpus, self.seed)
+
+    @property
+    def path(self) -> Path:
+        """The run's own folder."""
+        return self.folder / f"{self.name}-{self.seed}-{self.hash}"
+
+    @property
+    def title(self) -> str:
+        """Name for progress and messages."""
+        return f"{self.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is."""
+
+    title: str
+    epoch: int
+    epochs: int
+    train: float
+    valid: float
+    best: float
+
+
+class Diverged(Exception):
+    """Training produced a number that is not finite."""
+
+
+class Stopped(Exception):
+    """Training was asked to stop; its checkpoint is written."""
+
+
+def optimizer_of(config: Config, model: nn.Module) -> Optimizer:
+    """Return the optimizer of a recipe."""
+    if config.optimizer == "adam":
+        return Adam(model.parameters(), lr=config.lr)
+    if config.optimizer == "sgd":
+        return SGD(model.parameters(), lr=config.lr, momentum=config.momentum)
+    return NesterovRMSprop(
+        model.parameters(), lr=config.lr, momentum=config.momentum, decay=config.decay
+    )
+
+
+class Trainer:
+    """Trains a task until validation stops improving.
+
+    Everything that decides what comes next is in the checkpoint: weights, optimizer, position in
+    the data, sums of the running epoch, the best weights so far, and the generator of the noise.
+
+    Args:
+        task: model, batches and score.
+        seed: of weights, order and noise.
+        path: checkpoint file; if there is one, training goes on from it.
+        tell: told the progress after each epoch.
+        stopping: asked before each update whether to stop.
+    """
+
+    def __init__(
+        self,
+        task: MusicTask,
+        seed: int,
+        path: Path,
+        tell: Callable[[Epoch, float], None],
+        stopping: Callable[[], bool],
+    ) -> None:
+        self.task, self.seed, self.path = task, seed, path
+        self.tell, self.stopping = tell, stopping
+        self.config, self.model = task.config, task.model
+        self.optimizer = optimizer_of(task.config, task.model)
+        self.epoch, self.index = 1, 0  # the next update: epoch, and place in it
+        self.total, self.steps = 0.0, 0  # of the running epoch
+        self.seconds, self.since = 0.0, 0.0
+        self.history: list[Epoch] = []
+        self.best_epoch = 0
+        self.best_weights = self._weights()
+        self._clock = self._saved = time.monotonic()
+        if path.exists():
+            self._restore()
+
+    @property
+    def best(self) -> float:
+        """The best validation score so far, first steps unscored."""
+        return self.history[self.best_epoch - 1].valid.unscored if self.best_epoch else math.inf
+
+    @property
+    def updates(self) -> int:
+        """Updates done."""
+        return (self.epoch - 1) * self.task.updates + self.index
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            Stopped: asked to; a checkpoint is written.
+            Diverged: a loss or a gradient is not finite; the last checkpoint stays.
+        """
+        self._clock = self._saved = time.monotonic()
+        if not self.path.exists():
+            self.save()
+        while self.epoch <= self.config.epochs and not self._patience_spent():
+            self.model.train()
+            for batch in self.task.batches(self.seed, self.epoch, self.index):
+                if self.stopping():
+                    self.save()
+                    raise Stopped
+                self._update(*self.task.loss(batch))
+            self._end_epoch()
+            if time.monotonic() - self._saved > SAVE_EVERY:
+                self.save()
+        self.save()
+
+    def _patience_spent(self) -> bool:
+        return len(self.history) - self.best_epoch >= self.config.patience
+
+    def _update(self, total: Tensor, steps: int) -> None:
+        loss = total.item()
+        if not math.isfinite(loss):
+            raise Diverged(self._where(f"the loss is {loss}"))
+        self.optimizer.zero_grad()
+        (total / steps).backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip).item()
+        if not math.isfinite(norm):
+            raise Diverged(self._where(f"the norm of the gradient is {norm}"))
+        self.optimizer.step()
+        self.total, self.steps = self.total + loss, self.steps + steps
+        self.index += 1
+
+    def _where(self, what: str) -> str:
+        return f"{what} at update {self.updates + 1} (epoch {self.epoch}, update {self.index + 1})"
+
+    def _end_epoch(self) -> None:
+        valid = self.task.score("valid")
+        if not math.isfinite(valid.unscored):
+            raise Diverged(self._where(f"the validation score is {valid.unscored}"))
+        self._tick()
+        epoch = Epoch(
+            epoch=self.epoch,
+            train=self.total / self.steps,
+            valid=Scores(**asdict(valid)),
+            spectral_radius=radii(self.model),
+            spreads=spreads(self.model),
+            seconds=self.since,
+        )
+        if epoch.valid.unscored < self.best:
+            self.best_epoch, self.best_weights = self.epoch, self._weights()
+        self.history.append(epoch)
+        self.epoch, self.index, self.total, self.steps, self.since = self.epoch + 1, 0, 0.0, 0, 0.0
+        self.tell(epoch, self.best)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self.seconds += now - self._clock
+        self.since += now - self._clock
+        self._clock = now
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self.model.state_dict().items()}
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        self._tick()
+        tensors = {
+            **checkpoint.prefixed("model", self.model.state_dict()),
+            **checkpoint.prefixed("best", self.best_weights),
+            **checkpoint.prefixed("optimizer", checkpoint.optimizer_tensors(self.optimizer)),
+            "generator": torch.get_rng_state(),
+        }
+        state = {
+            "counters": {name: getattr(self, name) for name in COUNTERS},
+            "history": [epoch.model_dump() for epoch in self.history],
+        }
+        checkpoint.save(self.path, tensors, state)
+        self._saved = time.monotonic()
+
+    def _restore(self) -> None:
+        tensors, state = checkpoint.load(self.path)
+        try:
+            self.model.load_state_dict(checkpoint.under("model", tensors))
+            checkpoint.restore_optimizer(self.optimizer, checkpoint.under("optimizer", tensors))
+            torch.set_rng_state(tensors["generator"])
+            self.history = [Epoch.model_validate(epoch) for epoch in state["history"]]
+            for name in COUNTERS:
+                setattr(self, name, state["counters"][name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise LabError(f"{self.path}: not a checkpoint of this run; {error}") from None
+        self.best_weights = checkpoint.under("best", tensors)
+
+
+def radii(model: nn.Module) -> list[list[float]]:
+    """Return the spectral radius of each layer's recurrent weights, a number a gate."""
+    return [
+        spectral_radius(getattr(module, f"weight_hh_l{layer}")).tolist()
+        for module in model.modules()
+        if isinstance(module, NoisyRNNBase)
+        for layer in range(module.num_layers)
+    ]
+
+
+def spreads(model: nn.Module) -> dict[str, float]:
+    """Return the learned standard deviations by name; of several in one parameter, the mean."""
+    return {
+        f"{name}.{spread}".lstrip("."): value
+        for name, module in model.named_modules()
+        if isinstance(module, NoisyRNNBase)
+        for spread, value in module.spreads().items()
+    }
+
+
+def run(
+    job: Job,
+    corpus: Corpus,
+    tell: Callable[[Progress], None] = lambda _: None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Record:
+    """Do a run, or return its record if it is done.
+
+    Raises:
+        Stopped: asked to stop; the next call goes on from the checkpoint.
+        LabError: a damaged checkpoint, or a folder that cannot be written.
+    """
+    path = job.path / "record.json"
+    if path.exists():
+        return records.read([path])[0]
+    config = job.row.config
+
+    def tell_epoch(epoch: Epoch, best: float) -> None:
+        valid = epoch.valid.unscored
+        tell(Progress(job.title, epoch.epoch, config.epochs, epoch.train, valid, best))
+
+    torch.manual_seed(job.seed)
+    task = MusicTask(config, corpus)
+    trainer = Trainer(task, job.seed, job.path / "checkpoint.safetensors", tell_epoch, stopping)
+    reason = ""
+    try:
+        trainer.run()
+    except Diverged as error:
+        reason = str(error)
+    record = _record(job, task, trainer, corpus, reason)
+    checkpoint.save(job.path / "model.safetensors", task.model.state_dict(), {"run": job.hash})
+    records.write(record, path)
+    return record
+
+
+def _record(job: Job, task: MusicTask, trainer: Trainer, corpus: Corpus, reason: str) -> Record:
+    """Score the chosen weights and return the record."""
+    config, model = job.row.config, task.model
+    model.load_state_dict(trainer.best_weights)
+    scores, monte_carlo = {}, {}
+    if not reason:
+        scores = {split: task.score(split) for split in ("train", "valid")}
+        samples = (0, *config.test_samples) if config.noise != "none" else (0,)
+        monte_carlo = task.scores("test", samples)
+        scores["test"] = monte_carlo.pop(0)
+    return Record(
+        recipe=job.recipe,
+        row=job.name,
+        label=job.row.label,
+        seed=job.seed,
+        hash=job.hash,
+        config=config,
+        published=job.row.published,
+        corpus=job.corpus,
+        pieces=corpus.counts(),
+        status="diverged" if reason else "finished",
+        reason=reason,
+        environment=records.environment(),
+        paths=[str(line) for line in explain(model)],
+        parameters=sum(p.numel() for p in model.parameters()),
+        updates=trainer.updates,
+        seconds=trainer.seconds,
+        best_epoch=trainer.best_epoch,
+        scores={split: Scores(**asdict(score)) for split, score in scores.items()},
+        monte_carlo={k: Scores(**asdict(score)) for k, score in monte_carlo.items()},
+        weights=checkpoint.weights_hash(model.state_dict()),
+        history=trainer.history,
+    )
