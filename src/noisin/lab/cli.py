@@ -21,7 +21,7 @@ from noisin.lab.files import make_folder, write_aside
 from noisin.lab.music import MusicModel
 from noisin.lab.recipe import Recipe
 from noisin.lab.records import Record
-from noisin.lab.report import Line, Piece
+from noisin.lab.report import Piece
 from noisin.surgery import explain as explain_model
 
 app = typer.Typer(
@@ -121,7 +121,7 @@ def _say(text: str) -> None:
 def _finish(chosen: Recipe, done: list[Record], paths: dict[str, Path], folder: Path) -> None:
     """Print the table, write samples and the report."""
     rows = report.by_row(done)
-    _print_table(report.summary(rows, report.baseline_of(rows, chosen.baseline)))
+    _print_table(rows, report.baseline_of(rows, chosen.baseline))
     pieces = []
     for name in _sampled(rows, chosen.baseline):
         best = min(
@@ -164,25 +164,26 @@ def _write_sample(roll: data.Roll, stem: Path) -> None:
         file.write(sound.wav(roll))
 
 
-def _print_table(lines: list[Line]) -> None:
+def _print_table(rows: dict[str, list[Record]], baseline: str) -> None:
+    lines = report.summary(rows, baseline)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("method")
-    table.add_column("noise", overflow="fold")
-    for name in ("train", "valid", "test", "difference", "epochs", "seconds"):
+    table.add_column("method", no_wrap=True)
+    for name in ("train", "valid", "test", "difference", "epochs", "s"):
         table.add_column(name, justify="right", no_wrap=True)
     for line in lines:
         table.add_row(
             line.label,
-            line.noise,
             *(str(line.scores[split] or "-") for split in ("train", "valid", "test")),
             str(line.difference or "-"),
             f"{line.epochs.mean:.0f}" if line.epochs else "-",
             f"{line.seconds.mean:.0f}" if line.seconds else "-",
         )
-    console.print(table, markup=False)
-    console.print(
-        "nats a step, first step of a piece unscored; mean ± standard deviation over the seeds",
-        style="dim",
+    console.print(table)
+    for line in lines:
+        _say(f"{line.label}: {line.noise}")
+    _say(
+        "nats a step, first step of a piece unscored; mean ± standard deviation over seeds; "
+        f"difference: test less that of {rows[baseline][0].label}, seed by seed"
     )
 
 
@@ -246,7 +247,7 @@ def report_command(
     for name in dict.fromkeys(record.recipe for record in found):
         rows = report.by_row([record for record in found if record.recipe == name])
         console.print(name, style="bold")
-        _print_table(report.summary(rows, report.baseline_of(rows)))
+        _print_table(rows, report.baseline_of(rows))
     report.write(found, out)
     _say(f"report: {out}")
 

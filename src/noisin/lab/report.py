@@ -41,7 +41,7 @@ class Estimate:
         return cls(statistics.fmean(values), std, len(values))
 
     def __str__(self) -> str:
-        spread = "" if math.isnan(self.std) else f" ± {self.std:.3f}"
+        spread = "" if math.isnan(self.std) else f"±{self.std:.3f}"
         return f"{self.mean:.3f}{spread}"
 
 
