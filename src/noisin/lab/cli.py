@@ -86,7 +86,7 @@ def run(
     make_folder(folder)
     planned = jobs.plan(chosen, out, {name: corpus.digest() for name, corpus in corpora.items()})
     waiting = len(planned) - len(jobs.finished(planned))
-    console.print(f"{chosen.title}: {len(planned)} runs, {waiting} to do", markup=False)
+    _say(f"{chosen.title}: {len(planned)} runs, {waiting} to do")
     done = jobs.do(planned, processes=processes, data_dir=data_dir, console=console)
     _finish(chosen, done, {job.hash: job.path for job in planned}, folder)
     diverged = [record for record in done if record.status == "diverged"]

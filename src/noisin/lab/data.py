@@ -176,7 +176,7 @@ def read_npz(path: Path, name: str) -> Corpus:
     """
     splits = {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             for split in SPLITS:
                 notes, lengths = arrays[f"{split}_notes"], arrays[f"{split}_lengths"]
                 right = notes.dtype == np.uint8 and notes.ndim == 2 and notes.shape[1] == 11

@@ -155,9 +155,7 @@ class Recipe(BaseModel):
     rows: Annotated[dict[str, Row], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _has_baseline(self) -> Recipe:
-        if self.baseline not in self.rows:
-            raise ValueError(f"baseline must be a row, one of {list(self.rows)}")
+    def _has_different_seeds(self) -> Recipe:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ, got {list(self.seeds)}")
         return self
@@ -194,9 +192,14 @@ def load(name: str, changes: Sequence[str] = (), only: Sequence[str] = ()) -> Re
         raise LabError(f"recipe {name}: base and rows must be tables")
     top, changed = _changes(changes)
     kept = _kept(rows, only, name)
-    recipe: dict[str, Any] = {"name": Path(name).stem, "title": raw.get("title", Path(name).stem)}
+    title = str(raw.get("title", Path(name).stem)) + "".join(f", {change}" for change in changes)
+    recipe: dict[str, Any] = {"name": Path(name).stem, "title": title}
     recipe["seeds"] = top.get("seeds", raw.get("seeds", [1, 2, 3]))
     baseline = raw.get("baseline", next(iter(rows), ""))
+    if rows and baseline not in rows:
+        raise LabError(
+            f"recipe {name}: baseline must be a row, one of {list(rows)}; got {baseline!r}"
+        )
     recipe["baseline"] = baseline if baseline in kept else next(iter(kept), "")
     recipe["rows"] = {}
     for row in kept:

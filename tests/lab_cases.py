@@ -1,0 +1,61 @@
+"""Small corpora and settings for the tests of the laboratory."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from noisin.lab import sound
+from noisin.lab.data import Corpus
+from noisin.lab.recipe import Config
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def benchmark_folder():
+    """Return the folder of the benchmark sets, or skip."""
+    folder = Path(os.environ.get("NOISIN_DATA") or SHARED)
+    if not (folder / "music").is_dir():
+        pytest.skip("the benchmark sets are neither in NOISIN_DATA nor in ../shared/data")
+    return folder
+
+
+def rolls(sizes, seed=0, rate=0.05):
+    """Return random rolls of these lengths."""
+    rng = np.random.default_rng(seed)
+    return [(rng.random((size, 88)) < rate).astype(np.uint8) for size in sizes]
+
+
+def corpus():
+    """Return a corpus whose lengths divide nothing; one piece is a single step."""
+    return Corpus(
+        "tiny",
+        {
+            "train": rolls([7, 13, 1, 22, 9], 1),
+            "valid": rolls([5, 1, 11], 2),
+            "test": rolls([3, 17, 8, 1], 3),
+        },
+    )
+
+
+def config(**changes):
+    """Return settings of a run that takes a second."""
+    tiny = {
+        "data": "tiny",
+        "hidden_size": 5,
+        "batch_size": 3,
+        "chunk": 6,
+        "epochs": 4,
+        "noise": "hidden * Gaussian(0.5)",
+        "test_samples": (1, 2, 4),
+        "lr": 0.02,
+    }
+    return Config(**{**tiny, **changes})
+
+
+def midi_folder(path, pieces=7):
+    """Write random pieces as MIDI files and return the folder."""
+    for index, roll in enumerate(rolls([20 + index for index in range(pieces)], 5)):
+        sound.write_midi(roll, path / f"piece-{index}.mid")
+    return path

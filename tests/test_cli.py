@@ -1,0 +1,229 @@
+"""The command: the main job end to end at a tiny size, bad input, and a clean stop."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from lab_cases import benchmark_folder, corpus, midi_folder
+from noisin.lab import data, records
+from noisin.lab.cli import app
+
+TINY = ["hidden_size=5", "epochs=3", "seeds=[1,2]", "test_samples=[1,2]", "chunk=8", "batch_size=2"]
+COMMAND = [sys.executable, "-c", "from noisin.lab.cli import main; main()"]
+
+
+@pytest.fixture
+def music(tmp_path):
+    return midi_folder(tmp_path / "music")
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """Call the command in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NOISIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("NOISIN_DATA", raising=False)
+
+    def run(*words):
+        return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "120"})
+
+    return run
+
+
+def sets(*changes):
+    return [word for change in changes for word in ("--set", change)]
+
+
+def test_main_job_then_everything_on_its_runs(call, tmp_path, music):
+    """Train, report, do nothing again, evaluate, average, sample: on the user's MIDI files."""
+    result = call("run", *sets(f"data={music}", *TINY))
+    assert result.exit_code == 0, result.output
+    assert "6 runs, 6 to do" in result.output
+    assert re.search(r"^plain +\d+\.\d+±\d", result.output, re.M)
+    found = records.read([tmp_path / "runs" / "bach"])
+    assert sorted((r.row, r.seed) for r in found) == [
+        (row, seed) for row in ("noisin", "plain", "variational") for seed in (1, 2)
+    ]
+    assert (tmp_path / "runs" / "bach" / "report.html").stat().st_size > 100_000
+    samples = sorted(p.name for p in (tmp_path / "runs" / "bach" / "samples").iterdir())
+    assert len(samples) == 4
+    assert "plain.mid" in samples
+    assert "plain.wav" in samples
+
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.safetensors")}
+    again = call("run", *sets(f"data={music}", *TINY))
+    assert again.exit_code == 0
+    assert "6 runs, 0 to do" in again.output
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.safetensors")} == files
+
+    (noisy,) = [r for r in found if (r.row, r.seed) == ("noisin", 1)]
+    run = tmp_path / "runs" / "bach" / f"noisin-1-{noisy.hash}"
+    other = next((tmp_path / "runs" / "bach").glob("plain-2-*"))
+    one = call("evaluate", run, "--samples", 1, "--samples", 4, "--json")
+    assert one.exit_code == 0, one.output
+    scores = json.loads(one.output)
+    assert f"{scores['0']['unscored']:.4f}" == f"{noisy.scores['test'].unscored:.4f}"
+    assert scores["1"]["unscored"] > scores["4"]["unscored"]
+    valid = call("evaluate", run, "--split", "valid")
+    assert f"{noisy.scores['valid'].unscored:.4f}" in valid.output
+    both = call("evaluate", run, other, "--json")
+    alone = json.loads(call("evaluate", other, "--json").output)
+    mean = (scores["0"]["unscored"] + alone["0"]["unscored"]) / 2
+    assert json.loads(both.output)["0"]["unscored"] < mean
+
+    drawn = call("sample", run, "--steps", 16, "--out", tmp_path / "piece")
+    assert drawn.exit_code == 0, drawn.output
+    assert (tmp_path / "piece.mid").read_bytes()[:4] == b"MThd"
+    assert (tmp_path / "piece.wav").read_bytes()[:4] == b"RIFF"
+    page = call("report", tmp_path / "runs", "--out", tmp_path / "page.html")
+    assert page.exit_code == 0, page.output
+    assert noisy.hash in (tmp_path / "page.html").read_text()
+
+
+def test_benchmark_set_from_data_dir(call, tmp_path):
+    folder = benchmark_folder()
+    words = ["run", "jsb-chorales", "--only", "rnn-noisin", "--data-dir", folder]
+    result = call(*words, *sets("hidden_size=4", "epochs=1", "seeds=[1]", "test_samples=[1]"))
+    assert result.exit_code == 0, result.output
+    (record,) = records.read([tmp_path / "runs"])
+    assert record.pieces["train"] == (229, 13807)
+    assert record.config.cell == "tanh"
+
+
+def test_data_verbs(call):
+    folder = benchmark_folder()
+    listed = call("data", "list", "--data-dir", folder)
+    assert all(name in listed.output for name in data.NAMES)
+    checked = call("data", "verify", "jsb-chorales", "nottingham", "--data-dir", folder)
+    assert checked.exit_code == 0, checked.output
+    assert "train 229 pieces 13807 steps" in checked.output
+
+
+def test_explain_names_model_sites_paths_and_memory(call):
+    result = call("explain", "bach")
+    assert result.exit_code == 0
+    assert "hidden_l0: hidden * Gaussian(1.0). Path reference: noise acts inside" in result.output
+    assert "Path torch: no noise acts inside the recurrence" in result.output
+    assert "122,968 parameters" in result.output  # 4·128·(88+128+2) + 88·(128+1)
+
+
+BAD = [
+    (["run", "nosuch"], "a recipe is one of bach, .*got 'nosuch'"),
+    (["run", *sets("hiden_size=3")], "did you mean hidden_size"),
+    (["run", *sets("noise=hiden * Gaussian(1)")], "did you mean hidden"),
+    (["run", *sets("noise=hidden * Gausian(1)")], "did you mean Gaussian"),
+    (["run", *sets("noise=hidden * Gaussian(0)")], "std must be a finite number > 0, got 0"),
+    (["run", *sets("noise=hidden * Gaussian(-2)")], "std must be a finite number > 0, got -2"),
+    (["run", *sets("data=MIDI", "noise=between * Gaussian(1)")], "it needs num_layers >= 2"),
+    (["run", *sets("data=MIDI", "noise=candidate * Gaussian(1)")], "candidate is not supported"),
+    (["run", *sets("data=EMPTY")], "none of them readable"),
+    (["run", *sets("data=nowhere")], "a folder of MIDI files; got 'nowhere'"),
+    (["run", "jsb-chorales", "--data-dir", "CUT"], "must be a whole .npz"),
+    (["run", "jsb-chorales", "--data-dir", "WRONG"], "must have sha256 .* got"),
+    (["run", "jsb-chorales", "--data-dir", "nowhere"], "--data-dir must be a folder, got nowhere"),
+    (["run", *sets("data=MIDI"), "--out", "FILE/runs"], "must be a folder that can be written"),
+    (["evaluate", "EMPTY"], "a run is a folder with a record.json"),
+    (["evaluate", "EMPTY", "--samples", "2", "--samples", "3"], "divide the largest"),
+    (["evaluate", "EMPTY", "--split", "dev"], "must be one of train, valid, test; got 'dev'"),
+    (["sample", "EMPTY"], "a run is a folder"),
+    (["report", "EMPTY"], "a report needs records"),
+    (["explain", *sets("lr=0")], "lr: .*greater than 0"),
+    (["data", "fetch", "ptb"], "can be fetched; got 'ptb'"),
+    (["data", "verify", "nothing"], "data must be one of"),
+]
+
+
+@pytest.mark.parametrize(("words", "rule"), BAD, ids=[" ".join(words)[:60] for words, _ in BAD])
+def test_bad_input_ends_with_2_and_writes_nothing(call, tmp_path, music, words, rule):
+    for name in ("EMPTY", "CUT", "WRONG"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "EMPTY" / "bad.mid").write_bytes(b"junk")
+    (tmp_path / "FILE").write_text("a file where a folder is asked for")
+    data.write_npz(corpus(), tmp_path / "WRONG" / "jsb_chorales.npz")
+    whole = (tmp_path / "WRONG" / "jsb_chorales.npz").read_bytes()
+    (tmp_path / "CUT" / "jsb_chorales.npz").write_bytes(whole[: len(whole) // 2])
+    before = sorted(tmp_path.rglob("*"))
+    result = call(*[word.replace("MIDI", str(music)) for word in words])
+    assert result.exit_code == 2, result.output
+    message = " ".join(result.stderr.split())
+    assert re.search(rule, message), message
+    assert "Traceback" not in message
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_diverging_run_ends_with_2_and_the_others_are_kept(call, tmp_path, music):
+    """An infinite step makes the loss not finite: it is told, and the plain row still reported."""
+    text = f"""
+    [base]
+    data = "{music}"
+    hidden_size = 4
+    epochs = 2
+    test_samples = [1]
+    [rows.plain]
+    [rows.wild]
+    optimizer = "sgd"
+    cell = "relu"
+    lr = 1e38
+    """
+    (tmp_path / "wild.toml").write_text(text)
+    result = call("run", tmp_path / "wild.toml", *sets("seeds=[1]"))
+    assert result.exit_code == 2
+    assert re.search(r"wild, seed 1 diverged: .* is (nan|inf) at update \d", result.stderr)
+    found = {r.row: r for r in records.read([tmp_path / "runs"])}
+    assert (found["plain"].status, found["wild"].status) == ("finished", "diverged")
+    page = (tmp_path / "runs" / "wild" / "report.html").read_text()
+    assert "wild diverged, seed 1" in page
+    checkpoint = next((tmp_path / "runs" / "wild").glob("wild-*/checkpoint.safetensors"))
+    assert checkpoint.stat().st_size > 0
+
+
+def interrupt(words, folder, env):
+    """Start the command, press Ctrl-C in the middle, and return its exit code and output."""
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, words)],
+        cwd=folder,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(list(folder.rglob("checkpoint.safetensors"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole group
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, output
+
+
+def test_interrupted_run_ends_as_an_undisturbed_one(tmp_path, music):
+    changes = [*TINY[:1], "epochs=150", "patience=150", "seeds=[1]", "chunk=8", "batch_size=2"]
+    rows = ["--only", "variational", "--only", "noisin"]
+    words = ["run", *rows, *sets(f"data={music}", *changes, "test_samples=[1]")]
+    env = {**os.environ, "NOISIN_CACHE": str(tmp_path / "cache")}
+    code, output = interrupt([*words, "--out", "cut"], tmp_path, env)
+    assert code == 130, output
+    assert "the same command goes on from here" in output
+    assert "Traceback" not in output
+    assert list(tmp_path.rglob("record.json")) == []
+    names = {p.name for p in (tmp_path / "cut").rglob("*") if p.is_file()}
+    assert names == {"checkpoint.safetensors"}  # nothing half-written beside it
+
+    for out in ("cut", "whole"):
+        command = [*COMMAND, *map(str, words), "--out", out]
+        subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True)
+    cut, whole = ({r.row: r for r in records.read([tmp_path / out])} for out in ("cut", "whole"))
+    assert set(cut) == set(whole) == {"variational", "noisin"}
+    for row, record in whole.items():
+        assert cut[row].weights == record.weights
+        assert cut[row].scores == record.scores
+        assert cut[row].monte_carlo == record.monte_carlo
+        assert [e.valid for e in cut[row].history] == [e.valid for e in record.history]

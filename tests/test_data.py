@@ -1,0 +1,243 @@
+"""Corpora: what is read is what was written, and damage is refused."""
+
+import functools
+import http.server
+import shutil
+import threading
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from lab_cases import benchmark_folder, corpus, midi_folder, rolls
+from noisin.lab import LabError, data
+from noisin.lab.data import Note
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("NOISIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("NOISIN_DATA", raising=False)
+
+
+def test_benchmarks_hold_what_is_published():
+    folder = benchmark_folder()
+    counts = {name: data.load(name, folder).counts() for name in data.BENCHMARKS}
+    # from the data's own description
+    assert counts == {
+        "jsb-chorales": {"train": (229, 13807), "valid": (76, 4602), "test": (77, 4725)},
+        "nottingham": {"train": (694, 176561), "valid": (173, 45513), "test": (170, 44463)},
+        "piano-midi": {"train": (87, 75911), "valid": (12, 8540), "test": (25, 19036)},
+        "muse-data": {"train": (524, 245202), "valid": (135, 82755), "test": (124, 64339)},
+    }
+
+
+def test_round_trip(tmp_path):
+    written = corpus()
+    data.write_npz(written, tmp_path / "x.npz")
+    back = data.read_npz(tmp_path / "x.npz", "tiny")
+    assert back.digest() == written.digest()
+    for split in data.SPLITS:
+        assert len(back.splits[split]) == len(written.splits[split])
+        for one, other in zip(back.splits[split], written.splits[split], strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_digest_sees_one_note_and_one_boundary():
+    first, second, third = corpus(), corpus(), corpus()
+    second.splits["test"][1][2, 40] ^= 1
+    a, b = third.splits["valid"][0], third.splits["valid"][1]
+    third.splits["valid"][:2] = [np.concatenate([a, b[:1]]), b[1:]]
+    assert len({first.digest(), second.digest(), third.digest()}) == 3
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 1000, -1])
+def test_truncated_file_is_refused(tmp_path, kept):
+    data.write_npz(corpus(), tmp_path / "whole.npz")
+    raw = (tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(raw[:kept])
+    with pytest.raises(LabError, match=r"cut\.npz: a corpus file must be a whole \.npz"):
+        data.read_npz(tmp_path / "cut.npz", "cut")
+
+
+def test_flipped_bytes_are_refused_or_carry_nothing(tmp_path):
+    """A damaged file is never read as other notes."""
+    data.write_npz(corpus(), tmp_path / "whole.npz")
+    raw, whole = (tmp_path / "whole.npz").read_bytes(), corpus().digest()
+    refused = 0
+    for place in np.random.default_rng(0).integers(0, len(raw), 80):
+        damaged = bytearray(raw)
+        damaged[place] ^= 0xFF
+        (tmp_path / "bad.npz").write_bytes(damaged)
+        try:
+            assert data.read_npz(tmp_path / "bad.npz", "bad").digest() == whole
+        except LabError:
+            refused += 1
+    assert refused >= 30
+
+
+def test_pickled_arrays_are_refused(tmp_path):
+    arrays = {f"{s}_{k}": np.array([{}], object) for s in data.SPLITS for k in ("notes", "lengths")}
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(LabError, match=r"whole \.npz"):
+        data.read_npz(tmp_path / "x.npz", "x")
+
+
+@pytest.mark.parametrize("lengths", [[3, 3], [7, -1], [0, 6], []])
+def test_lengths_that_do_not_fit_are_refused(tmp_path, lengths):
+    arrays = {f"{split}_notes": np.zeros((6, 11), np.uint8) for split in data.SPLITS}
+    arrays |= {f"{split}_lengths": np.array([6], np.int32) for split in data.SPLITS}
+    if lengths != [3, 3]:
+        arrays["test_lengths"] = np.array(lengths, np.int32)
+    np.savez(tmp_path / "x.npz", **arrays)
+    if lengths == [3, 3]:
+        assert data.read_npz(tmp_path / "x.npz", "x").counts()["test"] == (1, 6)
+    else:
+        with pytest.raises(LabError):
+            data.read_npz(tmp_path / "x.npz", "x")
+
+
+def test_wrong_hash_is_refused(tmp_path):
+    data.write_npz(corpus(), tmp_path / "jsb_chorales.npz")
+    with pytest.raises(LabError, match=r"must have sha256 d6029dc4.*got"):
+        data.load("jsb-chorales", tmp_path)
+
+
+def test_places_are_tried_in_order(tmp_path, monkeypatch):
+    for place in ("given", "environment", "cache"):
+        (tmp_path / place).mkdir()
+        data.write_npz(corpus(), tmp_path / place / "nottingham.npz")
+    monkeypatch.setenv("NOISIN_DATA", str(tmp_path / "environment"))
+    found = [data.locate("nottingham", tmp_path / "given"), data.locate("nottingham")]
+    monkeypatch.delenv("NOISIN_DATA")
+    found.append(data.locate("nottingham"))
+    shutil.rmtree(tmp_path / "cache")
+    found.append(data.locate("nottingham"))
+    names = [path and path.parent.name for path in found]
+    assert names == ["given", "environment", "cache", None]
+
+
+class Silent(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A web server on this machine in place of the source."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = functools.partial(Silent, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(data, "SOURCE", f"http://127.0.0.1:{server.server_port}/")
+        yield folder
+        server.shutdown()
+
+
+def write_mat(path, splits):
+    """Write a set as its source does: a cell array of float pieces for each split."""
+    cells = {}
+    for split, key in zip(data.SPLITS, ("traindata", "validdata", "testdata"), strict=True):
+        cells[key] = np.empty((1, len(splits[split])), object)
+        for index, piece in enumerate(splits[split]):
+            cells[key][0, index] = piece.astype(float)
+    savemat(path, cells)
+
+
+def test_fetch_downloads_checks_and_caches(tmp_path, served):
+    whole = data.load("piano-midi", benchmark_folder())
+    write_mat(served / "Piano_midi.mat", whole.splits)
+    path = data.fetch("piano-midi")
+    assert path == tmp_path / "cache" / "piano_midi.npz"
+    assert data.load("piano-midi").digest() == whole.digest()
+
+
+def test_fetch_refuses_another_set_and_keeps_nothing(tmp_path, served):
+    write_mat(served / "JSB_Chorales.mat", corpus().splits)
+    with pytest.raises(LabError, match="must have sha256 d6029dc4"):
+        data.fetch("jsb-chorales")
+    assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file()] == []
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"MATLAB 5.0" + b"\0" * 300])
+def test_fetch_refuses_what_is_no_set(tmp_path, served, content):
+    (served / "JSB_Chorales.mat").write_bytes(content)
+    with pytest.raises(LabError, match="no set of piano rolls"):
+        data.fetch("jsb-chorales")
+    assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file()] == []
+
+
+def test_fetch_without_a_network_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(data, "SOURCE", "http://127.0.0.1:9/")  # nothing listens there
+    with pytest.raises(LabError, match=r"could not be downloaded.*Put jsb_chorales\.npz into"):
+        data.load("jsb-chorales")
+
+
+@pytest.mark.parametrize(
+    ("note", "tolerance", "steps"),
+    [
+        (Note(60, 0, 1), 0, [0]),
+        (Note(60, 0, 0.5), 0, [0]),  # sounds at 0
+        (Note(60, 0.5, 1), 0, []),  # over before 1
+        (Note(60, 0.5, 1.5), 0, [1]),
+        (Note(60, 0.1, 0.9), 0.2, [0]),  # a late onset counts as on the grid
+        (Note(60, 0.5, 1.1), 0.2, []),  # a late end too
+        (Note(60, 0.9, 3.05), 0.2, [1, 2]),
+        (Note(60, 2, 2.1), 0.2, [2]),  # short, but it starts on the grid
+        (Note(20, 0, 1), 0, []),  # below the lowest key
+        (Note(109, 0, 1), 0, []),
+    ],
+)
+def test_roll_has_the_keys_that_sound_at_each_quarter(note, tolerance, steps):
+    other = Note(72, 0, 4)
+    keys = data.roll([note, other], tolerance=tolerance)
+    assert keys.shape == (4, 88)
+    assert keys[:, 72 - 21].tolist() == [1, 1, 1, 1]
+    keys[:, 72 - 21] = 0
+    assert np.argwhere(keys).tolist() == [[step, note.pitch - 21] for step in steps]
+
+
+def test_midi_files_come_back_as_they_were_written(tmp_path):
+    folder = midi_folder(tmp_path / "midi")
+    read = data.load(str(folder))
+    pieces = [roll for split in data.SPLITS for roll in read.splits[split]]
+    expected = {np.trim_zeros(r.any(1), "b").size: r for r in rolls(range(20, 27), 5)}
+    assert len(pieces) == len(expected) == 7
+    for piece in pieces:
+        np.testing.assert_array_equal(piece, expected[len(piece)][: len(piece)])
+    assert [len(read.splits[s]) for s in data.SPLITS] == [5, 1, 1]
+    assert data.load(str(folder)).digest() == read.digest()
+
+
+def test_midi_folder_skips_what_cannot_be_read_and_says_so(tmp_path):
+    folder = midi_folder(tmp_path / "midi")
+    (folder / "junk.mid").write_bytes(b"this is no music")
+    assert [s.split(":")[0] for s in data.load(str(folder)).skipped] == ["junk.mid"]
+
+
+@pytest.mark.parametrize("readable", [0, 2])
+def test_midi_folder_without_enough_is_refused(tmp_path, readable):
+    folder = midi_folder(tmp_path / "midi", readable) if readable else tmp_path
+    (folder / "junk.mid").write_bytes(b"junk")
+    rule = "at least 3 pieces" if readable else "must hold MIDI files .* none of them readable"
+    with pytest.raises(LabError, match=rule):
+        data.load(str(folder))
+
+
+def test_bach_is_read_once_and_holds_each_piece_once():
+    said = []
+    bach = data.load("bach", say=said.append)
+    again = data.load("bach", say=said.append)
+    assert len(said) == 1
+    assert bach.digest() == again.digest()
+    pieces = [roll for split in data.SPLITS for roll in bach.splits[split]]
+    assert len(pieces) == 365
+    assert len({(len(p), p.tobytes()) for p in pieces}) == len(pieces)
+    assert max(int(p.sum(1).max()) for p in pieces) == 4  # four voices
+    assert 3.5 < np.mean([p.sum(1).mean() for p in pieces]) < 4
+
+
+def test_unknown_corpus_lists_the_known():
+    with pytest.raises(LabError, match=r"bach, jsb-chorales, nottingham.*got 'jsb'"):
+        data.load("jsb")

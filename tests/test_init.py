@@ -1,0 +1,89 @@
+"""Initialization and diagnostics of recurrent weights."""
+
+import numpy as np
+import pytest
+import torch
+
+import noisin
+from conftest import assert_close_to_float64, assert_mean, assert_variance
+from noisin import diagnostics, init
+
+
+def test_each_unit_keeps_so_many_connections_at_random():
+    def filled():
+        return init.sparse_(torch.empty(300, 63), 15, 0.1, torch.Generator().manual_seed(1))
+
+    weight = filled()
+    kept = weight != 0
+    assert kept.sum(1).tolist() == [15] * 300
+    assert len(kept.unique(dim=0)) == 300  # not the same places for all
+    values = weight[kept]
+    assert len(values) == 4500
+    assert_mean(values, 0, 0.1)
+    assert_variance(values, 0.01, 0)
+    assert torch.equal(weight, filled())
+
+
+@pytest.mark.parametrize("nonzeros", [0, 64])
+def test_bad_connections_are_refused(nonzeros):
+    with pytest.raises(ValueError, match=f"within 1 … 63, got {nonzeros}"):
+        init.sparse_(torch.zeros(5, 63), nonzeros, std=1)
+
+
+@pytest.mark.parametrize("gates", [1, 3, 4])
+def test_radius_of_each_gate_is_that_of_numpy(gates):
+    torch.manual_seed(gates)
+    weight = torch.randn(gates * 31, 31)
+    blocks = weight.double().numpy().reshape(gates, 31, 31)
+    expected = torch.tensor([np.abs(np.linalg.eigvals(b)).max() for b in blocks])
+    got = diagnostics.spectral_radius(weight)
+    assert got.dtype == torch.float64
+    assert_close_to_float64(got.float(), expected.float(), expected)
+    direction = weight / weight.norm()
+    init.spectral_radius_(weight, 1.2)
+    scaled = diagnostics.spectral_radius(weight)
+    asked = torch.full((gates,), 1.2, dtype=torch.float64)
+    assert_close_to_float64(scaled.float(), asked.float(), asked)
+    if gates == 1:  # only the length changed
+        assert_close_to_float64(weight / weight.norm(), direction, direction.double())
+
+
+def test_radius_of_a_known_matrix():
+    """A rotation by 90 degrees times 2 has complex eigenvalues of modulus 2."""
+    weight = torch.tensor([[0.0, -2.0], [2.0, 0.0]])
+    assert diagnostics.spectral_radius(weight).float().tolist() == [2.0]
+
+
+def test_what_has_no_radius_is_refused():
+    with pytest.raises(ValueError, match="stack of square blocks, got 7 rows and 3 columns"):
+        diagnostics.spectral_radius(torch.zeros(7, 3))
+    with pytest.raises(ValueError, match="every block must have a radius > 0"):
+        init.spectral_radius_(torch.zeros(3, 3), 1.0)
+    with pytest.raises(ValueError, match="radius must be > 0, got 0"):
+        init.spectral_radius_(torch.eye(3), 0)
+
+
+def test_gradient_norms_of_a_linear_network_are_powers():
+    """With a rectifier that never bends and W = r·I the gradient at lag k is rᵏ times the last."""
+    layer = noisin.RNN(2, 3, nonlinearity="relu", bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight_hh_l0.copy_(0.5 * torch.eye(3))
+        layer.weight_ih_l0.fill_(1.0)
+    x = torch.ones(6, 1, 2, dtype=torch.float64)
+    state = (torch.ones(1, 1, 3, dtype=torch.float64),)
+    norms = diagnostics.gradient_norms(layer.stack, layer.all_weights, x, state)
+    expected = 3**0.5 * 0.5 ** torch.arange(6, dtype=torch.float64)
+    assert_close_to_float64(norms[0], expected, expected)
+
+
+def test_gradient_norms_of_layers_and_refusal():
+    layer = noisin.LSTM(2, 3, num_layers=2, noise="hidden * Gaussian(1)")
+    x, state = torch.randn(5, 4, 2), (torch.zeros(2, 4, 3), torch.zeros(2, 4, 3))
+    norms = diagnostics.gradient_norms(layer.stack, layer.all_weights, x, state)
+    assert norms.shape == (2, 5)
+    assert (norms > 0).all()
+    again = diagnostics.gradient_norms(layer.stack, layer.all_weights, x, state)
+    assert torch.equal(norms, again)  # of the plain network, whatever the layer's noise
+    both = noisin.GRU(2, 3, bidirectional=True)
+    with pytest.raises(ValueError, match="in one direction, got two"):
+        diagnostics.gradient_norms(both.stack, both.all_weights, x, (torch.zeros(2, 4, 3),))

@@ -1,0 +1,124 @@
+"""Recipes: a base and what differs; whatever is not understood is refused with the near word."""
+
+import pytest
+
+from noisin.lab import LabError, recipe
+from noisin.lab.music import MusicModel
+
+TEXT = """
+title = "A table"
+seeds = [4, 2]
+baseline = "b"
+[base]
+data = "bach"
+hidden_size = 7
+[rows.a]
+noise = "zaremba(keep=0.5, num_layers=1)"
+label = "Zaremba"
+published = { test = 8.5, source = "a paper" }
+note = "why"
+[rows.b]
+lr = 0.5
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    (tmp_path / "mine.toml").write_text(TEXT)
+    return tmp_path / "mine.toml"
+
+
+def test_rows_are_the_base_with_what_differs(path):
+    read = recipe.load(str(path))
+    assert (read.name, read.title, read.seeds, read.baseline) == ("mine", "A table", (4, 2), "b")
+    assert list(read.rows) == ["a", "b"]
+    a, b = read.rows["a"], read.rows["b"]
+    assert (a.label, a.published.test, a.note) == ("Zaremba", 8.5, "why")
+    assert (b.label, b.published, b.note) == ("b", None, "")
+    # methods are written out: a record does not depend on what their names mean later
+    assert a.config.noise == "input * Bernoulli(keep=0.5) & output * Bernoulli(keep=0.5)"
+    assert (b.config.noise, b.config.lr, b.config.hidden_size) == ("none", 0.5, 7)
+    assert a.config.lr == recipe.Config(data="bach").lr
+
+
+def test_set_changes_every_row_and_only_keeps_some(path):
+    changes = ["hidden_size=9", "data=some/folder", "seeds=[1]", "noise=input * Gaussian(0.5)"]
+    read = recipe.load(str(path), changes, ["a"])
+    assert list(read.rows) == ["a"]
+    assert (read.baseline, read.seeds) == ("a", (1,))
+    config = read.rows["a"].config
+    assert (config.hidden_size, config.data) == (9, "some/folder")
+    assert config.noise == "input * Gaussian(0.5)"
+
+
+def test_hash_is_of_what_decides_the_run(path):
+    base = recipe.Config(data="bach")
+    assert base.hash(1) == recipe.Config(data="bach", lr=2e-3).hash(1)
+    assert len({base.hash(1), base.hash(2), recipe.Config(data="bach", lr=1e-3).hash(1)}) == 3
+
+
+BAD = [
+    ("hiden_size = 7", "hidden_size = 7", "unknown key 'hiden_size'; did you mean hidden_size?"),
+    ("sedes = [4, 2]", "seeds = [4, 2]", "unknown key 'sedes'; did you mean seeds?"),
+    ("hidden_size = 0", "hidden_size = 7", "hidden_size: .*greater than or equal to 1, got 0"),
+    ("hidden_size = 'x'", "hidden_size = 7", "hidden_size: .*valid integer.*got 'x'"),
+    ("lr = -1", "lr = 0.5", "lr: .*greater than 0, got -1"),
+    ("lr = nan", "lr = 0.5", "lr: .*finite.*got nan"),
+    ("cell = 'lstn'", "lr = 0.5", "cell: .*'lstm'.*got 'lstn'"),
+    ("test_samples = [2, 5]", "lr = 0.5", "each must divide the largest, got"),
+    ("noise = 'hidden * Gausian(1)'", "lr = 0.5", "unknown word 'Gausian' here, did you mean"),
+    ("noise = 'hidden * Gaussian(0)'", "lr = 0.5", "std must be a finite number > 0, got 0"),
+    ("noise = 'hiden * Gaussian(1)'", "lr = 0.5", "unknown word 'hiden' here, did you mean hidden"),
+    ("seeds = []", "seeds = [4, 2]", "seeds: .*at least 1"),
+    ('baseline = "c"', 'baseline = "b"', "baseline must be a row, one of \\['a', 'b'\\]"),
+    ("seeds = [1, 1]", "seeds = [4, 2]", "seeds must differ"),
+    ("[[rows.b]]", "[rows.b]", "rows.b must be a table"),
+    ("seeds = [4, 2", "seeds = [4, 2]", "must be a TOML file"),
+]
+
+
+@pytest.mark.parametrize(("new", "old", "rule"), BAD)
+def test_what_is_wrong_is_told(path, new, old, rule):
+    assert TEXT.count(old) == 1
+    path.write_text(TEXT.replace(old, new))
+    with pytest.raises(LabError, match=rule):
+        recipe.load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "only", "rule"),
+    [
+        (["hidden"], [], "--set takes key=value, got 'hidden'"),
+        (["hiden_size=3"], [], "--set: unknown key 'hiden_size'; did you mean hidden_size?"),
+        ([], ["c"], "--only: unknown key 'c'"),
+    ],
+)
+def test_bad_options_are_told(path, changes, only, rule):
+    with pytest.raises(LabError, match=rule.replace("?", r"\?")):
+        recipe.load(str(path), changes, only)
+
+
+def test_an_error_of_the_base_is_told_once(path):
+    with pytest.raises(LabError) as caught:
+        recipe.load(str(path), ["hidden_size=0"])
+    assert str(caught.value).count("hidden_size") == 1
+
+
+def test_unknown_recipe_names_the_near_one():
+    with pytest.raises(LabError, match=r"got 'bahc'; did you mean bach\?"):
+        recipe.load("bahc")
+
+
+def test_no_recipe_is_a_binary_file(tmp_path):
+    (tmp_path / "x.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(LabError, match="must be a TOML file"):
+        recipe.load(str(tmp_path / "x.toml"))
+
+
+def test_all_shipped_recipes_load_and_their_noise_can_act():
+    shipped = recipe.names()
+    assert shipped == ["bach", "jsb-chorales", "muse-data", "nottingham", "piano-midi"]
+    rows = [row for name in shipped for row in recipe.load(name).rows.values()]
+    assert len(rows) == 3 + 4 * 5
+    for row in rows:
+        assert sum(p.numel() for p in MusicModel(row.config).parameters()) > 10_000

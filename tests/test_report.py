@@ -1,0 +1,137 @@
+"""Records and reports: tables come from records alone, and say what the records say."""
+
+import re
+import statistics
+
+import pytest
+
+from lab_cases import config, corpus, rolls
+from noisin.lab import LabError, records, report, train
+from noisin.lab.recipe import Published, Row
+from noisin.lab.report import Estimate, Piece
+from noisin.lab.train import Job
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """Six runs: two rows, three seeds; and their folder."""
+    folder = tmp_path_factory.mktemp("runs")
+    published = Published(test=8.58, source="a paper")
+    rows = {
+        "plain": Row(config=config(noise="none"), label="plain", published=published),
+        "noisy": Row(config=config(), label="<noisy>"),
+    }
+    for seed in (1, 2, 3):
+        for name, row in rows.items():
+            train.run(Job("tiny", name, row, seed, corpus().digest(), folder), corpus())
+    return folder
+
+
+def test_record_comes_back_as_it_was_written(done):
+    found = records.read([done])
+    assert len(found) == 6
+    for record in found:
+        path = done / f"{record.row}-{record.seed}-{record.hash}" / "record.json"
+        assert path.read_text().count("\n") == 1
+        assert records.Record.model_validate_json(path.read_text()) == record
+        assert record.environment.threads == 1
+        assert record.pieces["test"] == (4, 29)
+
+
+def test_lines_of_many_runs_are_read_and_one_run_once(done, tmp_path):
+    text = "".join(p.read_text() for p in sorted(done.rglob("record.json")))
+    (tmp_path / "all.jsonl").write_text(text)
+    assert len(records.read([tmp_path / "all.jsonl"])) == 6
+    assert len(records.read([tmp_path, done])) == 6
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"schema_version": 2}', "not json"])
+def test_what_is_no_record_is_refused(tmp_path, damage):
+    (tmp_path / "bad.jsonl").write_text(damage + "\n")
+    with pytest.raises(LabError, match=r"bad\.jsonl, line 1: no record"):
+        records.read([tmp_path / "bad.jsonl"])
+
+
+def test_no_records_are_refused(tmp_path):
+    with pytest.raises(LabError, match="needs records"):
+        records.read([tmp_path])
+    with pytest.raises(LabError, match="must be a file of records"):
+        records.read([tmp_path / "nothing"])
+
+
+def test_table_is_the_mean_and_the_paired_difference(done):
+    rows = report.by_row(records.read([done]))
+    assert report.baseline_of(rows) == "plain"
+    assert report.baseline_of(rows, "noisy") == "noisy"
+    lines = {line.name: line for line in report.summary(rows, "plain")}
+    assert len(lines) == 2
+    plain = [r.scores["test"].unscored for r in rows["plain"]]
+    noisy = [r.scores["test"].unscored for r in rows["noisy"]]
+    apart = [n - p for n, p in zip(noisy, plain, strict=True)]
+    expected = Estimate(statistics.fmean(apart), statistics.stdev(apart), 3)
+    assert lines["noisy"].difference == expected
+    assert lines["plain"].difference is None
+    assert lines["plain"].scores["test"] == Estimate.of(plain)
+    assert lines["plain"].monte_carlo == {}
+    assert list(lines["noisy"].monte_carlo) == [1, 2, 4]
+
+
+def test_difference_is_over_the_seeds_both_have(done):
+    rows = report.by_row(records.read([done]))
+    rows["plain"] = [r for r in rows["plain"] if r.seed != 2]
+    (line,) = [line for line in report.summary(rows, "plain") if line.name == "noisy"]
+    assert line.difference is not None
+    assert line.difference.count == 2
+
+
+def test_estimate_of_one_run_has_no_spread():
+    assert str(Estimate.of([1.25])) == "1.250"
+    assert str(Estimate.of([1.0, 2.0])) == "1.500±0.707"
+    assert Estimate.of([]) is None
+
+
+def test_diverged_runs_are_told_and_left_out(done, tmp_path):
+    found = records.read([done])
+    broken = found[0].model_copy(
+        update={"status": "diverged", "reason": "the loss is nan at update 3", "scores": {}}
+    )
+    found = [broken, *found[1:]]
+    line = report.summary(report.by_row(found), "plain")
+    (diverged,) = [one for one in line if one.diverged]
+    assert diverged.scores["test"] is not None
+    assert diverged.scores["test"].count == 2
+    report.write(found, tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert "diverged, seed 1: the loss is nan at update 3." in page
+
+
+def test_page_holds_everything_and_every_number(done, tmp_path):
+    found = records.read([done])
+    pieces = [Piece("plain & simple", rolls([12])[0]), Piece("noisy", rolls([12], 1)[0])]
+    report.write(found, tmp_path / "r.html", titles={"tiny": "A title"}, pieces=pieces)
+    page = (tmp_path / "r.html").read_text()
+    assert re.findall(r'(?:src|href)="(?!data:)[^"#]*"', page) == []  # nothing outside the file
+    assert page.count("<svg") == 2 + 2  # curves, radius, two rolls
+    assert page.count("data:audio/wav;base64,UklGR") == 2
+    assert "A title" in page
+    assert "&lt;noisy&gt;" in page  # labels are text, not markup
+    assert "<noisy>" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.S)
+    assert "8.58 (a paper)" in page
+    rows = report.by_row(found)
+    numbers = 0
+    for line in report.summary(rows, "plain"):
+        for estimate in (*line.scores.values(), line.scored, *line.monte_carlo.values()):
+            numbers += 1
+            assert str(estimate) in page
+        assert line.difference is None or str(line.difference) in page
+    assert numbers == 4 + 7
+    for record in found:
+        assert record.hash in page
+        assert f"{record.scores['test'].unscored:.4f}" in page
+
+
+def test_same_records_give_the_same_page(done, tmp_path):
+    found = records.read([done])
+    for name in ("a.html", "b.html"):
+        report.write(found, tmp_path / name)
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()

@@ -1,0 +1,198 @@
+"""Training: it learns, it resumes exactly, it stops at what is not finite."""
+
+import math
+
+import pytest
+import torch
+
+from conftest import assert_bit_equal
+from lab_cases import config, corpus
+from noisin.lab import LabError, checkpoint, records, train
+from noisin.lab.recipe import Row
+from noisin.lab.train import Job
+
+
+def job(folder, **changes):
+    row = Row(config=config(**changes), label="row")
+    return Job("tiny", "row", row, 1, corpus().digest(), folder)
+
+
+def told(record):
+    """Return what two equal runs must share: all but the clock and the place."""
+    kept = record.model_dump(exclude={"seconds", "environment", "history"})
+    return kept, [epoch.model_dump(exclude={"seconds"}) for epoch in record.history]
+
+
+class StopAfter:
+    """Asks to stop at the n-th question."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __call__(self):
+        self.count -= 1
+        return self.count < 0
+
+
+OPTIMIZERS = ["adam", "sgd", "nesterov-rmsprop"]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_resumed_equals_undisturbed(tmp_path, optimizer):
+    """Stopped in the middle of epochs, at their ends and before the first update."""
+    noise = "hidden * Gaussian(Learned(0.5, floor=0.1)) & input * Bernoulli(keep=0.8) @ sequence"
+    settings = {"optimizer": optimizer, "noise": noise, "num_layers": 2}
+    whole = train.run(job(tmp_path / "whole", **settings), corpus())
+    assert whole.updates == 16
+    for updates in (0, 1, 3, 4, 5, 11):
+        resumed = job(tmp_path / f"cut-{updates}", **settings)
+        stop = StopAfter(updates)
+        with pytest.raises(train.Stopped):
+            train.run(resumed, corpus(), stopping=stop)
+        assert not (resumed.path / "record.json").exists()
+        torch.manual_seed(12345)  # what else uses the generator meanwhile does not matter
+        torch.randn(3)
+        assert told(train.run(resumed, corpus())) == told(whole)
+
+
+def test_stopped_at_every_update(tmp_path):
+    whole = train.run(job(tmp_path / "whole"), corpus())
+    often = job(tmp_path / "often")
+    stops = 0
+    while not (often.path / "record.json").exists():
+        try:
+            train.run(often, corpus(), stopping=StopAfter(1))
+        except train.Stopped:
+            stops += 1
+    assert stops == 15  # no question after the last of 16 updates
+    assert told(records.read([often.path])[0]) == told(whole)
+
+
+def test_a_done_run_is_not_done_again(tmp_path):
+    first = train.run(job(tmp_path), corpus())
+    (job(tmp_path).path / "checkpoint.safetensors").unlink()
+    assert train.run(job(tmp_path), corpus(), stopping=StopAfter(0)) == first
+
+
+def test_seed_noise_and_corpus_decide_the_run(tmp_path):
+    one = job(tmp_path)
+    other = Job("tiny", "row", one.row, 2, one.corpus, tmp_path)
+    assert one.hash == job(tmp_path / "elsewhere").hash
+    hashes = {one.hash, other.hash, job(tmp_path, noise="none").hash}
+    hashes.add(Job("tiny", "row", one.row, 1, "another", tmp_path).hash)
+    assert len(hashes) == 4
+    runs = [train.run(one, corpus()), train.run(other, corpus())]
+    assert runs[0].weights != runs[1].weights
+
+
+def test_rows_of_a_seed_share_start_and_order(tmp_path):
+    """Without a difference in noise the rows of a seed are one run: they are paired."""
+    weak = train.run(job(tmp_path, noise="hidden * Gaussian(1e-30)", epochs=1), corpus())
+    plain = train.run(job(tmp_path, noise="none", epochs=1), corpus())
+    assert f"{weak.history[0].train:.5f}" == f"{plain.history[0].train:.5f}"
+
+
+def test_training_learns_and_keeps_the_best_epoch(tmp_path):
+    record = train.run(job(tmp_path, noise="none", epochs=60, patience=5), corpus())
+    valid = [epoch.valid.unscored for epoch in record.history]
+    assert record.best_epoch == valid.index(min(valid)) + 1
+    assert valid[0] - min(valid) > 1
+    assert record.scores["valid"].unscored == min(valid)
+    ended_early = len(valid) == record.best_epoch + 5 < 60
+    assert ended_early or len(valid) == 60
+
+
+def test_patience_ends_training(tmp_path):
+    record = train.run(job(tmp_path, lr=1e-9, epochs=50, patience=3), corpus())
+    assert len(record.history) <= record.best_epoch + 3
+
+
+def test_noise_changes_training(tmp_path):
+    """Fails if noise were silently left out: strong noise keeps the objective high."""
+    strong = train.run(job(tmp_path, noise="hidden + Gaussian(5.0)", epochs=8), corpus())
+    plain = train.run(job(tmp_path, noise="none", epochs=8), corpus())
+    assert strong.history[-1].train > plain.history[-1].train + 1
+    assert strong.monte_carlo[1].unscored > strong.scores["test"].unscored
+
+
+def test_learned_spread_is_recorded_and_moves(tmp_path):
+    noise = "hidden * Gaussian(Learned(0.5, floor=0.1))"
+    record = train.run(job(tmp_path, noise=noise, epochs=8), corpus())
+    spreads = [epoch.spreads["rnn.rho_hidden_l0"] for epoch in record.history]
+    assert len(set(spreads)) == 8
+    assert min(spreads) > 0.1
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_what_is_not_finite_stops_the_run(tmp_path, monkeypatch, broken):
+    """NaN at update 6: the record says so and the checkpoint before stays."""
+    real, calls = train.MusicTask.loss, []
+
+    def loss(self, batch):
+        total, steps = real(self, batch)
+        calls.append(total)
+        if len(calls) < 6:
+            return total, steps
+        if broken == "loss":
+            return total * math.nan, steps
+        return total + 0 * torch.sqrt(total - total.detach()), steps  # finite, its gradient is not
+
+    monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(train.MusicTask, "loss", loss)
+    record = train.run(job(tmp_path), corpus())
+    assert record.status == "diverged"
+    assert "at update 6 (epoch 2, update 2)" in record.reason
+    assert record.scores == {}
+    tensors, state = checkpoint.load(job(tmp_path).path / "checkpoint.safetensors")
+    assert state["counters"]["epoch"] == 2
+    assert all(t.isfinite().all() for n, t in tensors.items() if n.startswith("model."))
+
+
+def test_damaged_checkpoint_is_refused(tmp_path):
+    with pytest.raises(train.Stopped):
+        train.run(job(tmp_path), corpus(), stopping=StopAfter(3))
+    path = job(tmp_path).path / "checkpoint.safetensors"
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:100], whole[: len(whole) // 2], b"\xff" * 200):
+        path.write_bytes(damaged)
+        with pytest.raises(LabError, match="must be a whole safetensors file"):
+            train.run(job(tmp_path), corpus())
+    checkpoint.save(path, {"model.x": torch.zeros(2)}, {})
+    with pytest.raises(LabError, match="not a checkpoint of this run"):
+        train.run(job(tmp_path), corpus())
+
+
+def test_checkpoint_gives_everything_back(tmp_path):
+    tensors = {"a": torch.randn(3, 5).t(), "b": torch.tensor(2), "c": torch.zeros(0)}
+    state = {"x": 0.1 + 0.2, "y": [1, None, "ü"]}
+    checkpoint.save(tmp_path / "c.safetensors", tensors, state)
+    back, told_back = checkpoint.load(tmp_path / "c.safetensors")
+    assert told_back == state
+    assert sorted(back) == ["a", "b", "c"]
+    for name, tensor in tensors.items():
+        assert_bit_equal(back[name], tensor)
+
+
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "c.safetensors"
+    checkpoint.save(path, {"a": torch.zeros(2)}, {})
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("noisin.lab.files.os.fsync", full)
+    with pytest.raises(LabError, match="No space left"):
+        checkpoint.save(path, {"a": torch.ones(2)}, {})
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+def test_hash_of_weights_sees_names_shapes_and_bits():
+    base = {"a": torch.zeros(2, 3), "b": torch.ones(4)}
+    flipped = {**base, "b": torch.tensor([1, 1, 1, 1 + 1e-7])}
+    shaped = {**base, "a": torch.zeros(3, 2)}
+    named = {"a": base["a"], "c": base["b"]}
+    hashes = [checkpoint.weights_hash(w) for w in (base, flipped, shaped, named)]
+    assert len(set(hashes)) == 4
+    assert checkpoint.weights_hash({"b": base["b"], "a": base["a"]}) == hashes[0]
