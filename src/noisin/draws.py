@@ -186,6 +186,8 @@ def perturbations(
         paired[place] = []
         for term, value in zip(terms, draws[place], strict=True):
             size = (1 if term.hold == "sequence" else time, batch, stack.features(place))
+            if not isinstance(value, Tensor):
+                raise ValueError(f"draws[{place!r}] must hold tensors, got {type(value).__name__}")
             if value.shape != size or value.dtype != x.dtype or value.device != x.device:
                 raise ValueError(
                     f"draws[{place!r}] of {term} must be {list(size)} in {x.dtype} on {x.device}, "

@@ -7,10 +7,11 @@ the plain loop of ``noisin.reference`` elsewhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from noisin import reference
@@ -35,6 +36,8 @@ def path_of(stack: Stack, found: Places, layer: int) -> tuple[Path, str]:
     """Return the path that a layer takes, and why."""
     if stack.mode not in KERNELS:
         return "reference", f"torch has no kernel for {stack.mode}"
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "reference", "a transform of torch.func or forward-mode differentiation is active"
     inside = [f"{site}_l{layer}{direction}" for site in INSIDE for direction in stack.directions]
     acting = [place for place in inside if place in found]
     if acting:
@@ -76,7 +79,9 @@ def recur(
     found = places(stack, noise)
     if found and draws is None:
         raise ValueError(f"noise is data: draws must be given with {noise}")
+    _check(stack, x, state, path)
     perturbed = perturbations(found, draws or {}, stack, x)
+    valid = None if lengths is None else _valid(x, lengths)
     width = len(stack.directions)
     finals: list[State] = []
     x = perturb(x, perturbed.get("input", ()))
@@ -91,7 +96,28 @@ def recur(
         finals.append(final)
         x = perturb(x, perturbed.get(f"between_l{layer}", ()))
     x = perturb(x, perturbed.get("output", ()))
+    if valid is not None:
+        x = torch.where(valid, x, 0)  # an offset at `output` shows behind the end, too
     return x, tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
+
+
+def _check(stack: Stack, x: Tensor, state: State, path: str | None) -> None:
+    """Refuse a state that would only broadcast to the right shape, and unknown paths."""
+    if path not in (None, *get_args(Path)):
+        raise ValueError(f"path must be one of {', '.join(get_args(Path))}; got {path!r}")
+    rows, batch = stack.num_layers * len(stack.directions), x.shape[1]
+    sizes = [(rows, batch, stack.state_size)]
+    if stack.mode == "LSTM":
+        sizes.append((rows, batch, stack.hidden_size))
+    got = [tuple(s.shape) for s in state]
+    if got != sizes:
+        raise ValueError(f"the state of {stack.mode} must have shapes {sizes}, got {got}")
+
+
+def _valid(x: Tensor, lengths: Tensor) -> Tensor:
+    """Return which steps belong to a sequence, [T, B, 1]."""
+    steps = torch.arange(x.shape[0], device=x.device)
+    return (steps[:, None] < lengths.to(x.device)).unsqueeze(-1)
 
 
 def _checked(path: Path | None, chosen: Path, why: str) -> Path:
@@ -120,10 +146,7 @@ def _loop(
     perturbed: dict[str, list[Perturbation]],
 ) -> tuple[Tensor, State]:
     """Run one layer by the plain loop."""
-    valid = None
-    if lengths is not None:
-        steps = torch.arange(x.shape[0], device=x.device)
-        valid = (steps[:, None] < lengths.to(x.device)).unsqueeze(-1)
+    valid = None if lengths is None else _valid(x, lengths)
     outputs: list[Tensor] = []
     finals: list[State] = []
     for index, direction in enumerate(stack.directions):

@@ -51,16 +51,33 @@ def fold(x: Tensor, samples: int, dim: int = 1) -> Tensor:
     Raises:
         ValueError: K below 1.
     """
-    if samples < 1:
-        raise ValueError(f"samples must be >= 1, got {samples}")
+    _at_least_one(samples)
     repeats = [1] * x.dim()
     repeats[dim] = samples
     return x.repeat(repeats)
 
 
 def unfold(x: Tensor, samples: int, dim: int = 1) -> Tensor:
-    """Undo ``fold``: split the batch dimension and bring K to the front: [K, …, B, …]."""
+    """Undo ``fold``: split the batch dimension and bring K to the front: [K, …, B, …].
+
+    Args:
+        x: a tensor whose batch dimension is K·B.
+        samples: K >= 1.
+        dim: which dimension is the batch.
+
+    Raises:
+        ValueError: K below 1, or a batch that is no multiple of it.
+    """
+    _at_least_one(samples)
+    if x.shape[dim] % samples:
+        raise ValueError(f"the batch must be a multiple of samples = {samples}, got {x.shape[dim]}")
+    dim %= x.dim()
     return x.unflatten(dim, (samples, -1)).movedim(dim, 0)
+
+
+def _at_least_one(samples: int) -> None:
+    if samples < 1:
+        raise ValueError(f"samples must be >= 1, got {samples}")
 
 
 def predictive(log_likelihoods: Float[Tensor, "K ..."]) -> Float[Tensor, "..."]:

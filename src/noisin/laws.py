@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, get_args
 
@@ -22,10 +23,11 @@ Per = Literal["layer", "unit", "weight"]
 
 def positive(owner: str, name: str, value: object) -> float:
     """Return ``value`` as a float, or raise: it must be a finite number above 0."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not (0 < float(value) < math.inf):  # pyright: ignore[reportArgumentType]
-        raise ValueError(f"{owner}: {name} must be a finite number > 0, got {value!r}")
-    return float(value)  # pyright: ignore[reportArgumentType]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with suppress(OverflowError):  # an int beyond the largest float
+            if 0 < float(value) < math.inf:
+                return float(value)
+    raise ValueError(f"{owner}: {name} must be a finite number > 0, got {value!r}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -141,13 +143,8 @@ class Law(ABC):
             ValueError: the law's spread is learned and ``std`` is missing, or the reverse.
             TypeError: ``dtype`` is not a floating type.
         """
-        scale = self._scale(std)
-        dtype = dtype or torch.get_default_dtype()
-        if not dtype.is_floating_point:
-            raise TypeError(f"{self}: dtype must be a floating type, got {dtype}")
-        wide = dtype if dtype == torch.float64 else torch.float32
-        device = torch.device(device) if device is not None else torch.get_default_device()
-        return (self.standard(size, generator, wide, device) * scale).to(dtype)
+        dtype = _floating(self, dtype)
+        return self._offset(size, std, generator, dtype, device).to(dtype)
 
     def factor(
         self,
@@ -157,9 +154,23 @@ class Law(ABC):
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-    ) -> Float[Tensor, ...]:
+    ) -> Float[Tensor, "..."]:
         """Draw the factor 1 + ε; arguments as in ``sample``."""
-        return 1 + self.sample(size, std=std, generator=generator, dtype=dtype, device=device)
+        dtype = _floating(self, dtype)
+        return (1 + self._offset(size, std, generator, dtype, device)).to(dtype)
+
+    def _offset(
+        self,
+        size: Sequence[int],
+        std: Tensor | None,
+        generator: torch.Generator | None,
+        dtype: torch.dtype,
+        device: torch.device | str | None,
+    ) -> Tensor:
+        """Draw ε in float32, or in float64 if that is asked for."""
+        scale = self._scale(std)
+        device = torch.device(device) if device is not None else torch.get_default_device()
+        return self.standard(size, generator, _wide(dtype), device) * scale
 
     def _scale(self, std: Tensor | None) -> float | Tensor:
         if isinstance(self.std, Learned):
@@ -189,6 +200,19 @@ class Law(ABC):
 
     def __repr__(self) -> str:
         return str(self)
+
+
+def _floating(law: Law, dtype: torch.dtype | None) -> torch.dtype:
+    """Return the type to draw, or raise: it must be a floating type."""
+    dtype = dtype or torch.get_default_dtype()
+    if not dtype.is_floating_point:
+        raise TypeError(f"{law}: dtype must be a floating type, got {dtype}")
+    return dtype
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the type to compute in: 16-bit draws are rounded once, at the end."""
+    return dtype if dtype == torch.float64 else torch.float32
 
 
 def _uniform(
@@ -376,24 +400,25 @@ class Bernoulli(Law):
 
     def standard(self, size, generator, dtype, device) -> Tensor:
         """Draw (b/p - 1) over its standard deviation."""
-        return (self._mask(size, generator, dtype, device) - 1) / float(self.std)  # pyright: ignore[reportArgumentType]
-
-    def sample(self, size, *, std=None, generator=None, dtype=None, device=None) -> Tensor:
-        """Draw the offset b/p - 1; arguments as in ``Law.sample``."""
-        return self.factor(size, std=std, generator=generator, dtype=dtype, device=device) - 1
+        return (self._mask(size, generator, dtype, device) - 1) * math.sqrt(
+            self.keep / (1 - self.keep)
+        )
 
     def factor(self, size, *, std=None, generator=None, dtype=None, device=None) -> Tensor:
         """Draw the factor b/p; arguments as in ``Law.sample``."""
         self._scale(std)
-        dtype = dtype or torch.get_default_dtype()
-        if not dtype.is_floating_point:
-            raise TypeError(f"{self}: dtype must be a floating type, got {dtype}")
-        return self._mask(size, generator, dtype, device)
+        dtype = _floating(self, dtype)
+        return self._mask(size, generator, _wide(dtype), device).to(dtype)
+
+    def _offset(self, size, std, generator, dtype, device) -> Tensor:
+        """Draw b/p - 1."""
+        self._scale(std)
+        return self._mask(size, generator, _wide(dtype), device) - 1
 
     def _mask(self, size: Sequence[int], generator: Any, dtype: torch.dtype, device: Any) -> Tensor:
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        u = torch.rand(tuple(size), generator=generator, dtype=wide, device=device)
-        return u.lt_(self.keep).div_(self.keep).to(dtype)
+        """Draw b/p."""
+        u = torch.rand(tuple(size), generator=generator, dtype=dtype, device=device)
+        return u.lt_(self.keep).div_(self.keep)
 
     def __str__(self) -> str:
         return f"Bernoulli(keep={self.keep})"

@@ -61,14 +61,14 @@ class CategoricalHead(Head):
         self, parameters: Float[Tensor, "*size V"], x: Int[Tensor, "*size"]
     ) -> Float[Tensor, "*size"]:
         """Return log softmax at x."""
-        flat = cross_entropy(parameters.flatten(0, -2), x.flatten(), reduction="none")
-        return -flat.unflatten(0, x.shape) if x.dim() != 1 else -flat
+        flat = parameters.reshape(-1, parameters.shape[-1])
+        return -cross_entropy(flat, x.reshape(-1), reduction="none").view(x.shape)
 
     def sample(
         self, parameters: Float[Tensor, "*size V"], generator: torch.Generator | None = None
     ) -> Int[Tensor, "*size"]:
         """Draw one class."""
-        flat = torch.softmax(parameters, -1).flatten(0, -2)
+        flat = torch.softmax(parameters, -1).view(-1, parameters.shape[-1])
         return torch.multinomial(flat, 1, generator=generator).view(parameters.shape[:-1])
 
 

@@ -38,6 +38,12 @@ def _held(term: Noise, hold: str) -> Noise:
     return term @ words[hold]
 
 
+def _flag(name: str, value: object) -> None:
+    """Refuse anything but True and False, so that "no" is not taken for yes."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
 def noisin(law: Law, *, additive: bool = False) -> Noise:
     """Unbiased noise in the hidden state: z_t = h_t ⊙ (1 + ε), or h_t + ε.
 
@@ -49,6 +55,7 @@ def noisin(law: Law, *, additive: bool = False) -> Noise:
         Dieng, Ranganath, Altosaar, Blei: NOISIN: unbiased regularization for recurrent neural
         networks, equations 4 and 5.
     """
+    _flag("additive", additive)
     return at.hidden + law if additive else at.hidden * law
 
 
@@ -62,6 +69,8 @@ def zaremba(*, keep: float, num_layers: int = 2) -> Term:
     References:
         Zaremba, Sutskever, Vinyals: Recurrent neural network regularization, section 3.2.
     """
+    if not isinstance(num_layers, int) or isinstance(num_layers, bool) or num_layers < 1:
+        raise ValueError(f"num_layers must be an int >= 1, got {num_layers!r}")
     between = [(at.between, keep)] if num_layers > 1 else []
     return _dropout([(at.input, keep), *between, (at.output, keep)])
 
@@ -87,6 +96,7 @@ def variational(
         Gal, Ghahramani (2016): A theoretically grounded application of dropout in recurrent
         neural networks.
     """
+    _flag("untied", untied)
     rates = [
         (at.input, input),
         (at.between, between),
@@ -109,6 +119,7 @@ def weight_noise(
     References:
         Ognawala, Bayer: Regularizing recurrent networks, equations 11 and 12.
     """
+    _flag("multiplicative", multiplicative)
     law = Gaussian(std)
     return _held(at.weight_hh * law if multiplicative else at.weight_hh + law, hold)
 

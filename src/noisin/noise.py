@@ -142,6 +142,10 @@ class Site:
             raise TypeError(f"{self.name}[layer]: layer must be an int, got {layer!r}")
         return Site(self.name, layer)
 
+    def __iter__(self) -> NoReturn:
+        """Refuse: without this Python would count layers up for ever."""
+        raise TypeError(f"{self} is a site, not a sequence; index it with a layer")
+
     def __mul__(self, law: Law | Qualified) -> Noise:
         """Return multiplicative noise, t ⊙ (1 + ε)."""
         return self._noise("*", law)

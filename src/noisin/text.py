@@ -51,9 +51,13 @@ def parse(text: str) -> Term | None:
         hidden[0] * Gaussian(0.3)
     """
     if not isinstance(text, str):
-        raise ValueError(f"the text form of noise is a str, got {type(text).__name__}")
+        raise ValueError(f"the text form of noise is a str, got {type(text).__name__}\n{WORDS}")
     if len(text) > LIMIT:
-        raise ValueError(f"the text form of noise has at most {LIMIT} characters, got {len(text)}")
+        raise ValueError(
+            f"the text form of noise has at most {LIMIT} characters, got {len(text)}\n{WORDS}"
+        )
+    if not text.isascii():  # Python would read letters that only look alike as the plain ones
+        raise ValueError(f"the text form of noise is plain ASCII, got {text[:80]!a}\n{WORDS}")
     text = text.strip()
     if text == "none":
         return None
@@ -91,6 +95,8 @@ def _value(node: ast.expr) -> object:
             ):
                 _refuse(node)
             named = {k.arg: _value(k.value) for k in keywords if k.arg is not None}
+            if len(named) < len(keywords):
+                _refuse(node)
             return call(*map(_value, args), **named)
         case ast.BinOp(left=left, op=op, right=right):
             return _combined(_value(left), op, _value(right), node)

@@ -1,0 +1,112 @@
+"""What importing the core brings in, which way its modules import, and that its examples run."""
+
+import ast
+import doctest
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import noisin
+
+ROOT = Path(noisin.__file__).parent
+HEAVY = ("pydantic", "typer", "music21", "matplotlib", "scipy", "jinja2", "rich", "noisin.lab")
+# Each module may import those before it, and no other. The last row stands beside the layers.
+ORDER = [
+    *("shapes", "laws", "noise", "at", "zoneout", "methods", "text", "reference", "fused"),
+    *("propagation", "draws", "functional", "noisy", "layers"),
+    *("inference", "likelihood", "diagnostics", "init", "optim", "penalties"),
+    *("replicas", "surgery"),
+]
+EXACT = {
+    "shapes": set(),
+    "laws": {"shapes"},
+    "noise": {"laws"},
+    "at": {"noise"},
+    "reference": {"noise", "shapes"},
+    "likelihood": {"shapes"},
+}
+CORE = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "__init__")
+
+
+def python(code):
+    """Run code in a fresh interpreter; return what it prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def imported(path):
+    """Return the modules of the package that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import"
+            inside = node.module == "noisin"
+            found |= {f"noisin.{a.name}" for a in node.names} if inside else {node.module}
+    return {name.split(".")[1] for name in found if name.startswith("noisin.")}
+
+
+def test_import_loads_torch_and_nothing_heavy():
+    code = "import sys, torch; before = set(sys.modules); import noisin\n"
+    new = python(code + "print(*{name.split('.')[0] for name in set(sys.modules) - before})")
+    assert "noisin" in new
+    loaded = python(f"import sys, noisin; print(*[m for m in {HEAVY} if m in sys.modules], 'end')")
+    assert loaded == ["end"]
+
+
+def test_torch_alone_is_enough():
+    """Every package that torch does not bring is made impossible to import."""
+    absent = (*HEAVY[:-1], "jaxtyping", "beartype", "hypothesis", "numpy", "lightning")
+    code = f"import sys\nfor name in {absent}: sys.modules[name] = None\n"
+    code += "import torch, noisin\n"
+    code += "layer = noisin.LSTM(2, 3, noise='hidden * Gaussian(noisin)'.replace('noisin', '1'))\n"
+    code += "output, _ = layer(torch.ones(4, 1, 2))\n"
+    code += "print(tuple(output.shape), noisin.BernoulliHead(3, 2)(output).shape[-1])"
+    # torch itself warns without numpy
+    assert (
+        "".join(python("import warnings; warnings.simplefilter('ignore')\n" + code)) == "(4,1,3)2"
+    )
+
+
+def test_the_core_is_known():
+    assert len(CORE) >= 15
+    assert [name for name in CORE if name not in ORDER] == []
+    assert set(EXACT) <= set(CORE)
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_imports_go_one_way(name):
+    found = imported(ROOT / f"{name}.py")
+    assert [other for other in found if other not in ORDER[: ORDER.index(name)]] == []
+    if name in EXACT:
+        assert found <= EXACT[name]
+
+
+def test_nothing_in_the_core_knows_the_laboratory():
+    files = [path for path in ROOT.rglob("*.py") if "lab" not in path.relative_to(ROOT).parts]
+    assert len(files) >= 16
+    for path in files:
+        assert "lab" not in imported(path), path
+        assert "noisin.lab" not in path.read_text(encoding="utf-8").replace("``noisin.lab``", "")
+
+
+def test_public_names_are_exported_once_and_exist():
+    assert len(noisin.__all__) == len(set(noisin.__all__)) >= 38
+    assert all(hasattr(noisin, name) for name in noisin.__all__)
+    named = {"LSTM", "GRU", "RNN", "at", "parse", "explain", "sequence", "moments", "Learned"}
+    assert named <= set(noisin.__all__)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in CORE if ">>>" in (ROOT / f"{name}.py").read_text()]
+)
+def test_examples_in_docstrings_run(name):
+    module = importlib.import_module(f"noisin.{name}")
+    result = doctest.testmod(module, extraglobs={"torch": importlib.import_module("torch")})
+    assert result.attempted > 0
+    assert result.failed == 0

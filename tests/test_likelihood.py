@@ -1,0 +1,133 @@
+"""The heads against torch.distributions, and what they draw."""
+
+import pytest
+import torch
+from torch import distributions, nn
+
+from cases import pulled_back, seeded
+from conftest import assert_bit_equal, assert_close_to_float64, assert_mean, assert_variance
+from noisin import BernoulliHead, CategoricalHead, GaussianHead, PoissonHead
+
+T, B, H, V = 5, 3, 4, 6
+HEADS = (BernoulliHead, CategoricalHead, GaussianHead, PoissonHead)
+
+
+def distribution(head, parameters, sigma):
+    """Return torch's distribution, one event a time step."""
+    if isinstance(head, CategoricalHead):
+        return distributions.Categorical(logits=parameters)
+    independent = {
+        BernoulliHead: lambda: distributions.Bernoulli(logits=parameters),
+        GaussianHead: lambda: distributions.Normal(parameters, sigma),
+        PoissonHead: lambda: distributions.Poisson(parameters.exp()),
+    }[type(head)]()
+    return distributions.Independent(independent, 1)
+
+
+def made(kind):
+    """Return a head, natural parameters and observations; σ differs by feature."""
+    torch.manual_seed(0)
+    head = kind(H, V)
+    if kind is GaussianHead:
+        with torch.no_grad():
+            spread_of(head).copy_(torch.linspace(-1, 1, V))
+    parameters = 2 * seeded(T, B, V)
+    sigma = spread_of(head).detach().exp() if kind is GaussianHead else None
+    return head, parameters, distribution(head, parameters, sigma).sample()
+
+
+def spread_of(head):
+    return head.log_std
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_log_likelihood_is_that_of_torchs_distribution(kind):
+    head, parameters, x = made(kind)
+    results = []
+    for dtype in (None, torch.float32, torch.float64):
+        leaves = [parameters.to(dtype or torch.float32).detach().clone().requires_grad_()]
+        sigma = None
+        if kind is GaussianHead:
+            sigma = spread_of(head).detach().to(dtype or torch.float32).requires_grad_()
+            leaves.append(spread_of(head) if dtype is None else sigma)
+        if dtype is None:
+            value = head.log_likelihood(leaves[0], x)
+        else:
+            known = distribution(head, leaves[0], None if sigma is None else sigma.exp())
+            value = known.log_prob(x if kind is CategoricalHead else x.to(dtype))
+        assert value.shape == (T, B)
+        results.append(pulled_back([value], leaves))
+    assert_close_to_float64(*results)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_heads_are_linear_layers(kind):
+    head = kind(H, V, bias=False, dtype=torch.float64)
+    assert isinstance(head, nn.Linear)
+    assert head.bias is None
+    z = seeded(T, B, H, dtype=torch.float64)
+    assert_bit_equal(head(z), z @ head.weight.T)
+    assert {p.dtype for p in head.parameters()} == {torch.float64}
+    names = {"weight", "log_std"} if kind is GaussianHead else {"weight"}
+    assert {name for name, _ in head.named_parameters()} == names
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_samples_have_the_mean_and_variance_of_the_distribution(kind):
+    head, parameters, _ = made(kind)
+    one = parameters[0, 0] / 2
+    draws = head.sample(one.expand(50_000, V), torch.Generator().manual_seed(0))
+    if kind is CategoricalHead:
+        assert draws.shape == (50_000,)
+        assert draws.dtype == torch.int64
+        draws = nn.functional.one_hot(draws, V)
+        mean = one.double().softmax(0)
+        variance = mean * (1 - mean)
+    else:
+        assert draws.shape == (50_000, V)
+        sigma = spread_of(head).detach().double().exp() if kind is GaussianHead else None
+        known = distribution(head, one.double(), sigma)
+        mean, variance = known.mean, known.variance
+    assert_mean(draws, mean, variance.sqrt())
+    assert_variance(draws, variance, mean)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_samples_are_reproduced_and_can_be_scored(kind):
+    head, parameters, _ = made(kind)
+    first, again = (head.sample(parameters, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert_bit_equal(first, again)
+    torch.manual_seed(1)
+    assert_bit_equal(head.sample(parameters), first)
+    other = head.sample(parameters, torch.Generator().manual_seed(2))
+    assert not torch.equal(first, other)
+    value = head.log_likelihood(parameters, first)
+    assert value.shape == (T, B)
+    assert value.isfinite().all()
+
+
+def test_features_are_drawn_on_their_own():
+    draws = BernoulliHead(H, 2).sample(torch.zeros(10_000, 2), torch.Generator().manual_seed(0))
+    assert set(draws.unique().tolist()) == {0.0, 1.0}
+    assert_mean(draws.prod(1), 0.25, (0.25 * 0.75) ** 0.5)
+
+
+def test_certainty_is_finite_and_exact():
+    """Logits of a trained model grow large; log σ(-1e4) must not be -inf."""
+    sure = torch.tensor([1e4, -1e4])
+    head = BernoulliHead(H, 2)
+    assert head.log_likelihood(sure, torch.tensor([1.0, 0.0])) == 0
+    assert head.log_likelihood(sure, torch.tensor([0.0, 0.0])) == -1e4
+    assert CategoricalHead(H, 2).log_likelihood(sure, torch.tensor(1)) == -2e4
+
+
+def test_poisson_counts_the_factorial():
+    value = PoissonHead(H, 1).log_likelihood(torch.zeros(1), torch.tensor([3.0]))
+    expected = -1 - torch.log(torch.tensor(6.0, dtype=torch.float64))
+    assert_close_to_float64(value, expected.float(), expected)
+
+
+def test_the_width_of_a_gaussian_is_trained():
+    head = GaussianHead(H, V)
+    head.log_likelihood(seeded(T, B, V), seeded(T, B, V, seed=1)).sum().backward()
+    assert (spread_of(head).grad != 0).all()
