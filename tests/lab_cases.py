@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from noisin.lab import sound
-from noisin.lab.data import Corpus
-from noisin.lab.recipe import Config
+from noisin.lab.recipe import MusicConfig
+from noisin.lab.rolls import Corpus
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -51,7 +51,7 @@ def config(**changes):
         "test_samples": (1, 2, 4),
         "lr": 0.02,
     }
-    return Config(**{**tiny, **changes})
+    return MusicConfig(**{**tiny, **changes})
 
 
 def midi_folder(path, pieces=7):

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lab_cases import benchmark_folder, corpus, midi_folder
-from noisin.lab import data, records
+from noisin.lab import data, records, rolls
 from noisin.lab.cli import app
 
 TINY = ["hidden_size=5", "epochs=3", "seeds=[1,2]", "test_samples=[1,2]", "chunk=8", "batch_size=2"]
@@ -69,16 +69,16 @@ def test_main_job_then_everything_on_its_runs(call, tmp_path, music):
     one = call("evaluate", run, "--samples", 1, "--samples", 4, "--json")
     assert one.exit_code == 0, one.output
     scores = json.loads(one.output)
-    assert f"{scores['0']['unscored']:.4f}" == f"{noisy.scores['test'].unscored:.4f}"
+    assert f"{scores['0']['unscored']:.4f}" == f"{noisy.test:.4f}"
     assert scores["1"]["unscored"] > scores["4"]["unscored"]
     valid = call("evaluate", run, "--split", "valid")
-    assert f"{noisy.scores['valid'].unscored:.4f}" in valid.output
+    assert f"{noisy.scores['valid']['unscored']:.4f}" in valid.output
     both = call("evaluate", run, other, "--json")
     alone = json.loads(call("evaluate", other, "--json").output)
     mean = (scores["0"]["unscored"] + alone["0"]["unscored"]) / 2
     assert json.loads(both.output)["0"]["unscored"] < mean
 
-    drawn = call("sample", run, "--steps", 16, "--out", tmp_path / "piece")
+    drawn = call("sample", run, "--length", 16, "--out", tmp_path / "piece")
     assert drawn.exit_code == 0, drawn.output
     assert (tmp_path / "piece.mid").read_bytes()[:4] == b"MThd"
     assert (tmp_path / "piece.wav").read_bytes()[:4] == b"RIFF"
@@ -93,7 +93,7 @@ def test_benchmark_set_from_data_dir(call, tmp_path):
     result = call(*words, *sets("hidden_size=4", "epochs=1", "seeds=[1]", "test_samples=[1]"))
     assert result.exit_code == 0, result.output
     (record,) = records.read([tmp_path / "runs"])
-    assert record.pieces["train"] == (229, 13807)
+    assert record.sizes["train"] == {"pieces": 229, "steps": 13807}
     assert record.config.cell == "tanh"
 
 
@@ -135,8 +135,8 @@ BAD = [
     (["sample", "EMPTY"], "a run is a folder"),
     (["report", "EMPTY"], "a report needs records"),
     (["explain", *sets("lr=0")], "lr: .*greater than 0"),
-    (["data", "fetch", "ptb"], "can be fetched; got 'ptb'"),
-    (["data", "verify", "nothing"], "data must be one of"),
+    (["data", "fetch", "ptd"], "a corpus is one of .*got 'ptd'"),
+    (["data", "verify", "nothing"], "data must be one of|a corpus is one of"),
 ]
 
 
@@ -146,7 +146,7 @@ def test_bad_input_ends_with_2_and_writes_nothing(call, tmp_path, music, words, 
         (tmp_path / name).mkdir()
     (tmp_path / "EMPTY" / "bad.mid").write_bytes(b"junk")
     (tmp_path / "FILE").write_text("a file where a folder is asked for")
-    data.write_npz(corpus(), tmp_path / "WRONG" / "jsb_chorales.npz")
+    rolls.write_npz(corpus(), tmp_path / "WRONG" / "jsb_chorales.npz")
     whole = (tmp_path / "WRONG" / "jsb_chorales.npz").read_bytes()
     (tmp_path / "CUT" / "jsb_chorales.npz").write_bytes(whole[: len(whole) // 2])
     before = sorted(tmp_path.rglob("*"))

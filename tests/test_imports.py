@@ -16,7 +16,7 @@ HEAVY = ("pydantic", "typer", "music21", "matplotlib", "scipy", "jinja2", "rich"
 # Each module may import those before it, and no other. The last row stands beside the layers.
 ORDER = [
     *("shapes", "laws", "noise", "at", "zoneout", "methods", "text", "reference", "fused"),
-    *("propagation", "draws", "functional", "noisy", "layers"),
+    *("propagation", "draws", "functional", "noisy", "dense", "layers"),
     *("inference", "likelihood", "diagnostics", "init", "optim", "penalties"),
     *("replicas", "surgery"),
 ]

@@ -6,7 +6,7 @@ import torch
 
 from conftest import assert_close_to_float64
 from lab_cases import benchmark_folder, config, corpus
-from noisin.lab import data
+from noisin.lab import rolls
 from noisin.lab.music import MusicModel, MusicTask, batch_of
 
 
@@ -37,9 +37,9 @@ def test_score_is_the_hand_count(batch_size, cell):
     score = one.score("test", batch_size)
     expected = torch.tensor(hand_count(one.model, one.corpus.splits["test"]))
     eager = torch.tensor(
-        [one.score("test", 1).scored, one.score("test", 1).unscored], dtype=torch.float32
+        [one.score("test", 1)["scored"], one.score("test", 1)["unscored"]], dtype=torch.float32
     )
-    got = torch.tensor([score.scored, score.unscored], dtype=torch.float32)
+    got = torch.tensor([score["scored"], score["unscored"]], dtype=torch.float32)
     assert_close_to_float64(got, eager, expected)
 
 
@@ -52,7 +52,7 @@ def test_hand_count_sees_a_wrong_shift():
 
 def test_key_frequencies_score_as_measured_elsewhere():
     """A read-out that knows only key frequencies has a published score on JSB chorales."""
-    jsb = data.load("jsb-chorales", benchmark_folder())
+    jsb = rolls.load("jsb-chorales", benchmark_folder())
     one = MusicTask(config(data="jsb-chorales", noise="none"), jsb)
     counts = np.concatenate(jsb.splits["train"])
     rate = (counts.sum(0) + 0.5) / (len(counts) + 1)
@@ -60,7 +60,7 @@ def test_key_frequencies_score_as_measured_elsewhere():
         one.model.head.weight.zero_()
         one.model.head.bias.copy_(torch.from_numpy(np.log(rate / (1 - rate))))
     score = one.score("test")
-    assert f"{score.scored:.2f} {score.unscored:.2f}" == "11.06 11.09"
+    assert f"{score['scored']:.2f} {score['unscored']:.2f}" == "11.06 11.09"
 
 
 def test_training_batches_hold_each_step_once_with_its_past():
@@ -110,12 +110,12 @@ def test_loss_averages_log_likelihoods_over_draws():
     batch = next(one.batches(1, 1))
     one.model.train()
     torch.manual_seed(7)
-    total, steps = one.loss(batch)
+    total, steps, scale = one.loss(batch)
     torch.manual_seed(7)
     each = one.model.log_likelihood(batch, 8)
     assert each.shape == (8, *batch.valid.shape)
     assert not torch.equal(each[0], each[1])  # the draws differ
-    assert steps == int(batch.valid.sum())
+    assert steps == scale == int(batch.valid.sum())
     expected = -(each.double().mean(0) * batch.valid).sum()
     assert_close_to_float64(total, expected.float(), expected.detach())
 
@@ -125,8 +125,8 @@ def test_more_draws_never_score_worse_and_noise_is_on():
     one = task(noise="hidden * Gaussian(1.0)")
     scores = one.scores("test", (0, 1, 5, 25))
     assert list(scores) == [0, 1, 5, 25]
-    assert scores[1].unscored > scores[5].unscored > scores[25].unscored
-    assert scores[1].scored > scores[5].scored > scores[25].scored
+    assert scores[1]["unscored"] > scores[5]["unscored"] > scores[25]["unscored"]
+    assert scores[1]["scored"] > scores[5]["scored"] > scores[25]["scored"]
     assert scores[0] == one.score("test")
     assert not one.model.rnn.sampling  # and off again
 
@@ -136,14 +136,14 @@ def test_one_draw_is_the_mean_of_the_log_likelihoods():
     one = task(noise="input + Gaussian(0.4)")
     torch.manual_seed(2)
     score = one.scores("valid", (1,))[1]
-    assert score.unscored != one.score("valid").unscored
-    drawn = [one.scores("valid", (1,))[1].unscored for _ in range(40)]
+    assert score["unscored"] != one.score("valid")["unscored"]
+    drawn = [one.scores("valid", (1,))[1]["unscored"] for _ in range(40)]
     together = one.scores("valid", (1, 40))
     # two estimates of one expectation, from 40 draws each
     spread = float(np.std(drawn, ddof=1))
-    off = abs(together[1].unscored - float(np.mean(drawn))) / (spread * (2 / 40) ** 0.5)
+    off = abs(together[1]["unscored"] - float(np.mean(drawn))) / (spread * (2 / 40) ** 0.5)
     assert off < 6
-    assert together[40].unscored < together[1].unscored
+    assert together[40]["unscored"] < together[1]["unscored"]
 
 
 def test_models_are_averaged_as_distributions():
@@ -153,12 +153,12 @@ def test_models_are_averaged_as_distributions():
     same = first.scores("test", (0,), others=[first.model])[0]
     alone = first.score("test")
     assert_close_to_float64(
-        torch.tensor(same.unscored, dtype=torch.float32),
-        torch.tensor(alone.unscored, dtype=torch.float32),
-        torch.tensor(alone.unscored, dtype=torch.float64),
+        torch.tensor(same["unscored"], dtype=torch.float32),
+        torch.tensor(alone["unscored"], dtype=torch.float32),
+        torch.tensor(alone["unscored"], dtype=torch.float64),
     )
     both = first.scores("test", (0,), others=[second.model])[0]
-    assert both.unscored < (alone.unscored + second.score("test").unscored) / 2
+    assert both["unscored"] < (alone["unscored"] + second.score("test")["unscored"]) / 2
 
 
 def test_generation_is_seeded_binary_and_free_of_noise():

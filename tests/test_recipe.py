@@ -2,8 +2,7 @@
 
 import pytest
 
-from noisin.lab import LabError, recipe
-from noisin.lab.music import MusicModel
+from noisin.lab import LabError, recipe, tasks
 
 TEXT = """
 title = "A table"
@@ -38,7 +37,7 @@ def test_rows_are_the_base_with_what_differs(path):
     # methods are written out: a record does not depend on what their names mean later
     assert a.config.noise == "input * Bernoulli(keep=0.5) & output * Bernoulli(keep=0.5)"
     assert (b.config.noise, b.config.lr, b.config.hidden_size) == ("none", 0.5, 7)
-    assert a.config.lr == recipe.Config(data="bach").lr
+    assert a.config.lr == recipe.MusicConfig(data="bach").lr
 
 
 def test_set_changes_every_row_and_only_keeps_some(path):
@@ -52,9 +51,9 @@ def test_set_changes_every_row_and_only_keeps_some(path):
 
 
 def test_hash_is_of_what_decides_the_run(path):
-    base = recipe.Config(data="bach")
-    assert base.hash(1) == recipe.Config(data="bach", lr=2e-3).hash(1)
-    assert len({base.hash(1), base.hash(2), recipe.Config(data="bach", lr=1e-3).hash(1)}) == 3
+    base = recipe.MusicConfig(data="bach")
+    assert base.hash(1) == recipe.MusicConfig(data="bach", lr=2e-3).hash(1)
+    assert len({base.hash(1), base.hash(2), recipe.MusicConfig(data="bach", lr=1e-3).hash(1)}) == 3
 
 
 BAD = [
@@ -117,8 +116,8 @@ def test_no_recipe_is_a_binary_file(tmp_path):
 
 def test_all_shipped_recipes_load_and_their_noise_can_act():
     shipped = recipe.names()
-    assert shipped == ["bach", "jsb-chorales", "muse-data", "nottingham", "piano-midi"]
+    assert shipped == ["bach", "jsb-chorales", "muse-data", "nottingham", "piano-midi", "ptb"]
     rows = [row for name in shipped for row in recipe.load(name).rows.values()]
-    assert len(rows) == 3 + 4 * 5
+    assert len(rows) == 3 + 4 * 5 + 3
     for row in rows:
-        assert sum(p.numel() for p in MusicModel(row.config).parameters()) > 10_000
+        assert sum(p.numel() for p in tasks.outline(row.config).parameters()) > 10_000

@@ -35,7 +35,7 @@ def test_record_comes_back_as_it_was_written(done):
         assert path.read_text().count("\n") == 1
         assert records.Record.model_validate_json(path.read_text()) == record
         assert record.environment.threads == 1
-        assert record.pieces["test"] == (4, 29)
+        assert record.sizes["test"] == {"pieces": 4, "steps": 29}
 
 
 def test_lines_of_many_runs_are_read_and_one_run_once(done, tmp_path):
@@ -65,8 +65,8 @@ def test_table_is_the_mean_and_the_paired_difference(done):
     assert report.baseline_of(rows, "noisy") == "noisy"
     lines = {line.name: line for line in report.summary(rows, "plain")}
     assert len(lines) == 2
-    plain = [r.scores["test"].unscored for r in rows["plain"]]
-    noisy = [r.scores["test"].unscored for r in rows["noisy"]]
+    plain = [r.test for r in rows["plain"]]
+    noisy = [r.test for r in rows["noisy"]]
     apart = [n - p for n, p in zip(noisy, plain, strict=True)]
     expected = Estimate(statistics.fmean(apart), statistics.stdev(apart), 3)
     assert lines["noisy"].difference == expected
@@ -127,7 +127,7 @@ def test_page_holds_everything_and_every_number(done, tmp_path):
     assert numbers == 4 + 7
     for record in found:
         assert record.hash in page
-        assert f"{record.scores['test'].unscored:.4f}" in page
+        assert f"{record.test:.4f}" in page
 
 
 def test_same_records_give_the_same_page(done, tmp_path):

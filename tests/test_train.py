@@ -8,6 +8,7 @@ import torch
 from conftest import assert_bit_equal
 from lab_cases import config, corpus
 from noisin.lab import LabError, checkpoint, records, train
+from noisin.lab.music import MusicTask
 from noisin.lab.recipe import Row
 from noisin.lab.train import Job
 
@@ -94,10 +95,10 @@ def test_rows_of_a_seed_share_start_and_order(tmp_path):
 
 def test_training_learns_and_keeps_the_best_epoch(tmp_path):
     record = train.run(job(tmp_path, noise="none", epochs=60, patience=5), corpus())
-    valid = [epoch.valid.unscored for epoch in record.history]
+    valid = [epoch.valid["unscored"] for epoch in record.history]
     assert record.best_epoch == valid.index(min(valid)) + 1
     assert valid[0] - min(valid) > 1
-    assert record.scores["valid"].unscored == min(valid)
+    assert record.scores["valid"]["unscored"] == min(valid)
     ended_early = len(valid) == record.best_epoch + 5 < 60
     assert ended_early or len(valid) == 60
 
@@ -112,7 +113,7 @@ def test_noise_changes_training(tmp_path):
     strong = train.run(job(tmp_path, noise="hidden + Gaussian(5.0)", epochs=8), corpus())
     plain = train.run(job(tmp_path, noise="none", epochs=8), corpus())
     assert strong.history[-1].train > plain.history[-1].train + 1
-    assert strong.monte_carlo[1].unscored > strong.scores["test"].unscored
+    assert strong.monte_carlo[1]["unscored"] > strong.test
 
 
 def test_learned_spread_is_recorded_and_moves(tmp_path):
@@ -126,19 +127,20 @@ def test_learned_spread_is_recorded_and_moves(tmp_path):
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
 def test_what_is_not_finite_stops_the_run(tmp_path, monkeypatch, broken):
     """NaN at update 6: the record says so and the checkpoint before stays."""
-    real, calls = train.MusicTask.loss, []
+    real, calls = MusicTask.loss, []
 
     def loss(self, batch):
-        total, steps = real(self, batch)
-        calls.append(total)
+        whole = real(self, batch)
+        calls.append(whole)
         if len(calls) < 6:
-            return total, steps
+            return whole
         if broken == "loss":
-            return total * math.nan, steps
-        return total + 0 * torch.sqrt(total - total.detach()), steps  # finite, its gradient is not
+            return whole._replace(total=whole.total * math.nan)
+        total = whole.total  # finite, its gradient is not
+        return whole._replace(total=total + 0 * torch.sqrt(total - total.detach()))
 
     monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(train.MusicTask, "loss", loss)
+    monkeypatch.setattr(MusicTask, "loss", loss)
     record = train.run(job(tmp_path), corpus())
     assert record.status == "diverged"
     assert "at update 6 (epoch 2, update 2)" in record.reason

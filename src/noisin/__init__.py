@@ -8,6 +8,7 @@
 """
 
 from noisin import at, methods
+from noisin.dense import Embedding, Linear
 from noisin.inference import fold, predictive, sampling, unfold
 from noisin.laws import (
     Bernoulli,
@@ -52,6 +53,7 @@ __all__ = [
     "Beta",
     "CategoricalHead",
     "ChiSquare",
+    "Embedding",
     "Gamma",
     "Gaussian",
     "GaussianHead",
@@ -59,6 +61,7 @@ __all__ = [
     "Laplace",
     "Law",
     "Learned",
+    "Linear",
     "Logistic",
     "Noise",
     "PoissonHead",

@@ -7,7 +7,7 @@ plain dict from each place to one tensor a term: the final factor 1 + ε or the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +54,12 @@ class Stack:
         """Size of h: P with a projection, else H."""
         return self.proj_size or self.hidden_size
 
+    def state_shapes(self, batch: int) -> list[tuple[int, int, int]]:
+        """Return the shapes of h_0, and for an LSTM of c_0."""
+        rows = self.num_layers * len(self.directions)
+        shapes = [(rows, batch, self.state_size)]
+        return [*shapes, (rows, batch, self.hidden_size)] if self.mode == "LSTM" else shapes
+
     def features(self, place: str) -> int:
         """Return F, the last dimension of the tensor that a place stands for."""
         if place == "input":
@@ -70,23 +76,32 @@ def places(stack: Stack, noise: Term | None) -> Places:
     """
     found: Places = {}
     for term in terms_of(noise):
-        for place in _places_of(stack, _supported(term)):
+        for place in _places_of(stack, supported(term, SITES, "a recurrent layer")):
             found[place] = (*found.get(place, ()), term)  # pyright: ignore[reportArgumentType]
     return found
 
 
-def _supported(term: Term) -> Noise:
-    """Return the term, or refuse what recurrent layers cannot do."""
+def supported(term: Term, sites: Sequence[str], owner: str) -> Noise:
+    """Return the term, or refuse what a layer cannot do.
+
+    Args:
+        term: the term.
+        sites: where noise can act in the layer.
+        owner: the layer, for the message.
+
+    Raises:
+        ValueError: the term cannot act there.
+    """
     if not isinstance(term, Noise):
-        raise ValueError(f"recurrent layers do not support {type(term).__name__} yet; got {term}")
-    if term.site.name not in SITES:
+        raise ValueError(f"{owner} does not support {type(term).__name__} yet; got {term}")
+    if term.site.name not in sites:
         raise ValueError(
-            f"noise in a recurrent layer acts at {', '.join(SITES)}; "
-            f"{term.site.name} is not supported yet, got {term}"
+            f"noise in {owner} acts at {', '.join(sites)}; {term.site.name} is not supported "
+            f"there (yet), got {term}"
         )
     if term.gates != "tied" or term.estimate != "sample":
         word = term.gates if term.gates != "tied" else term.estimate
-        raise ValueError(f"recurrent layers do not support @ {word} yet; got {term}")
+        raise ValueError(f"{owner} does not support @ {word} yet; got {term}")
     if isinstance(term.law.std, Learned) and term.law.std.per == "weight":
         raise ValueError(f'a spread per="weight" needs a site that is a weight; got {term}')
     return term
@@ -152,14 +167,27 @@ def draw(
         for index, term in enumerate(terms):
             size = (1 if term.hold == "sequence" else time, batch, stack.features(place))
             learned = isinstance(term.law.std, Learned)
-            std = spread(place, index) if learned and spread is not None else None
-            sample = term.law.factor if term.operator == "*" else term.law.sample
-            value = sample(size, std=std, generator=generator, dtype=dtype, device=device)
-            if term.hold == "cumulative":
-                value = value.cumprod(0) if term.operator == "*" else value.cumsum(0)
-            values.append(value)
+            std = spread(place, index) if spread is not None and learned else None
+            values.append(draw_term(term, size, 0, std, generator, dtype, device))
         drawn[place] = tuple(values)
     return drawn
+
+
+def draw_term(
+    term: Noise,
+    size: Sequence[int],
+    time_dim: int,
+    std: Tensor | None,
+    generator: torch.Generator | None,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> Tensor:
+    """Draw the final factor or offset of one term; ``cumulative`` adds up along ``time_dim``."""
+    sample = term.law.factor if term.operator == "*" else term.law.sample
+    value = sample(size, std=std, generator=generator, dtype=dtype, device=device)
+    if term.hold != "cumulative":
+        return value
+    return value.cumprod(time_dim) if term.operator == "*" else value.cumsum(time_dim)
 
 
 def perturbations(

@@ -105,17 +105,18 @@ def _check(stack: Stack, x: Tensor, state: State, path: str | None) -> None:
     """Refuse a state that would only broadcast to the right shape, and unknown paths."""
     if path not in (None, *get_args(Path)):
         raise ValueError(f"path must be one of {', '.join(get_args(Path))}; got {path!r}")
-    rows, batch = stack.num_layers * len(stack.directions), x.shape[1]
-    sizes = [(rows, batch, stack.state_size)]
-    if stack.mode == "LSTM":
-        sizes.append((rows, batch, stack.hidden_size))
-    got = [tuple(s.shape) for s in state]
-    if got != sizes:
-        raise ValueError(f"the state of {stack.mode} must have shapes {sizes}, got {got}")
+    shapes, got = stack.state_shapes(x.shape[1]), [tuple(s.shape) for s in state]
+    if got != shapes:
+        raise ValueError(f"the state of {stack.mode} must have shapes {shapes}, got {got}")
 
 
 def _valid(x: Tensor, lengths: Tensor) -> Tensor:
     """Return which steps belong to a sequence, [T, B, 1]."""
+    time, batch, _ = x.shape
+    if lengths.shape != (batch,) or lengths.min() < 1 or lengths.max() > time:
+        raise ValueError(
+            f"lengths must be {batch} numbers within 1 … {time}, got {lengths.tolist()}"
+        )
     steps = torch.arange(x.shape[0], device=x.device)
     return (steps[:, None] < lengths.to(x.device)).unsqueeze(-1)
 

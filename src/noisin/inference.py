@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from noisin.layers import NoisyRNNBase
+from noisin.noisy import Noisy
 from noisin.shapes import Float
 
 
@@ -26,7 +26,7 @@ def sampling(model: nn.Module) -> Iterator[nn.Module]:
         >>> bool((noisy == layer(x)[0]).all())
         False
     """
-    layers = [module for module in model.modules() if isinstance(module, NoisyRNNBase)]
+    layers = [module for module in model.modules() if isinstance(module, Noisy)]
     before = [layer.sampling for layer in layers]
     try:
         for layer in layers:

@@ -55,7 +55,8 @@ class Learned:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "init", positive("Learned", "init", self.init))
-        if self.floor != 0:
+        zero = isinstance(self.floor, int | float) and not isinstance(self.floor, bool)
+        if not (zero and self.floor == 0):
             object.__setattr__(self, "floor", positive("Learned", "floor", self.floor))
         object.__setattr__(self, "floor", float(self.floor))
         if self.init <= self.floor:

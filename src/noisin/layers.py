@@ -9,50 +9,24 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from noisin import at, draws, functional
-from noisin.draws import Draws, Stack
-from noisin.laws import Bernoulli, Learned
+from noisin.draws import Draws, Places, Stack
+from noisin.laws import Bernoulli
 from noisin.noise import Term
+from noisin.noisy import Noisy
 from noisin.reference import State
-from noisin.text import parse
 
 
-class NoisyRNNBase(nn.RNNBase):
-    """What the noisy layers share; it stands in front of one of torch's layers.
+class NoisyRNNBase(Noisy, nn.RNNBase):
+    """What the noisy recurrent layers share; it stands in front of one of torch's layers.
 
     With ``noise=None`` and in evaluation this is torch's layer, bit for bit. With noise, in
     training, the draws come from torch's default generator, or are handed in: whatever stands
     below the draw is a deterministic function of ``draws``.
-
-    Attributes:
-        noise: the terms, or None. Setting it (to terms or to their text) checks that every term
-            can act here, and starts learned spreads anew.
-        sampling: keep the noise on in evaluation; see ``noisin.sampling``.
     """
-
-    sampling: bool = False
-    _noise: Term | None = None
 
     def __init__(self, *args: Any, noise: Term | str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.noise = noise
-
-    @property
-    def noise(self) -> Term | None:
-        """The terms of noise, or None."""
-        return self._noise
-
-    @noise.setter
-    def noise(self, noise: Term | str | None) -> None:
-        term = parse(noise) if isinstance(noise, str) else noise
-        draws.places(self.stack, term)
-        for name in self._spreads():
-            delattr(self, name)
-        self._noise = term
-        like = {"device": self.weight_ih_l0.device, "dtype": self.weight_ih_l0.dtype}
-        for name, (learned, features) in self._spreads().items():
-            size = () if learned.per == "layer" else (features,)
-            rho = torch.full(size, learned.initial(), **like)  # pyright: ignore[reportArgumentType]
-            setattr(self, name, nn.Parameter(rho))
 
     @property
     def stack(self) -> Stack:
@@ -66,11 +40,11 @@ class NoisyRNNBase(nn.RNNBase):
             self.proj_size,
         )
 
-    def reset_parameters(self) -> None:
-        """Draw the weights anew, and set learned spreads to their start."""
-        super().reset_parameters()
-        for name, (learned, _) in self._spreads().items():
-            nn.init.constant_(getattr(self, name), learned.initial())
+    def _resolve(self, noise: Term | None) -> Places:
+        return draws.places(self.stack, noise)
+
+    def _features(self, place: str) -> int:
+        return self.stack.features(place)
 
     def draw(
         self,
@@ -142,10 +116,6 @@ class NoisyRNNBase(nn.RNNBase):
             final = tuple(s.squeeze(1) for s in final)
         return self._as_given(output, input), final if self.mode == "LSTM" else final[0]
 
-    def extra_repr(self) -> str:
-        """Torch's line, and the noise."""
-        return super().extra_repr() + ("" if self._noise is None else f", noise={self._noise}")
-
     def _acting(self) -> Term | None:
         """Return the noise with torch's ``dropout=``, which acts after ``between``."""
         if not self.dropout or self.num_layers == 1:
@@ -154,27 +124,6 @@ class NoisyRNNBase(nn.RNNBase):
             raise ValueError("dropout must be below 1 in a noisy layer, got 1")
         dropout = at.between * Bernoulli(keep=1 - self.dropout)
         return dropout if self._noise is None else self._noise & dropout
-
-    def _spreads(self) -> dict[str, tuple[Learned, int]]:
-        """Return the learned spreads by the names of their parameters, with F of their places."""
-        return {
-            _rho(place, index): (term.law.std, self.stack.features(place))
-            for place, terms in draws.places(self.stack, self._noise).items()
-            for index, term in enumerate(terms)
-            if isinstance(term.law.std, Learned)
-        }
-
-    def _spread(self, place: str, index: int) -> Tensor:
-        name = _rho(place, index)
-        return self._spreads()[name][0].std(getattr(self, name))
-
-    @torch.no_grad()
-    def spreads(self) -> dict[str, float]:
-        """Return the learned standard deviations by parameter, the mean where there are several."""
-        return {
-            name: learned.std(getattr(self, name)).mean().item()
-            for name, (learned, _) in self._spreads().items()
-        }
 
     def _time_major(self, input: Tensor | PackedSequence) -> tuple[Tensor, Tensor | None]:
         """Return the input as [T, B, I] in original batch order, and the lengths if packed."""
@@ -190,10 +139,7 @@ class NoisyRNNBase(nn.RNNBase):
 
     def _state(self, hx: Tensor | State | None, x: Tensor, unbatched: bool) -> State:
         """Return the initial state as a tuple of [L·directions, B, P or H]."""
-        rows, batch = self.num_layers * len(self.stack.directions), x.shape[1]
-        sizes = [(rows, batch, self.stack.state_size)]
-        if self.mode == "LSTM":
-            sizes.append((rows, batch, self.hidden_size))
+        sizes = self.stack.state_shapes(x.shape[1])
         if hx is None:
             return tuple(x.new_zeros(size) for size in sizes)
         state = (hx,) if isinstance(hx, Tensor) else tuple(hx)
@@ -217,22 +163,6 @@ class NoisyRNNBase(nn.RNNBase):
         if input.dim() == 2:
             return output.squeeze(1)
         return output.transpose(0, 1) if self.batch_first else output
-
-    def _load_from_state_dict(
-        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-    ) -> None:
-        """Load as torch does; a checkpoint of a plain layer lacks the spreads, which then stay."""
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        for name in self._spreads():
-            if prefix + name in missing_keys:
-                missing_keys.remove(prefix + name)
-
-
-def _rho(place: str, index: int) -> str:
-    """Return the name of a learned spread's parameter."""
-    return f"rho_{place}" + (f"_{index}" if index else "")
 
 
 class LSTM(NoisyRNNBase, nn.LSTM):

@@ -9,8 +9,10 @@ The same text, without ``at.``, is what ``str`` gives and ``noisin.parse`` reads
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import reduce
+from operator import and_
 from typing import Literal, NoReturn, TypeVar, get_args
 
 from noisin.laws import Law
@@ -278,6 +280,11 @@ def terms_of(noise: Term | None) -> tuple[Term, ...]:
         "noise is None, terms such as at.hidden * Gaussian(0.3), or their text; got "
         f"{type(noise).__name__} {noise}"
     )
+
+
+def joined(terms: Sequence[Term]) -> Term | None:
+    """Return the terms as one noise; None of none."""
+    return reduce(and_, terms) if terms else None
 
 
 Drawn = TypeVar("Drawn", "Noise", "Qualified")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from noisin.draws import Draws, Places
 from noisin.laws import Learned
-from noisin.noise import Term
+from noisin.noise import Noise, Term
 from noisin.text import parse
 
 
@@ -88,6 +88,10 @@ class Noisy(nn.Module):
             for index, term in enumerate(terms)
             if isinstance(term.law.std, Learned)
         }
+
+    def _std(self, place: str, index: int, term: Noise) -> Tensor | None:
+        """Return the current value of a term's learned spread, None of a fixed one."""
+        return self._spread(place, index) if isinstance(term.law.std, Learned) else None
 
     def _spread(self, place: str, index: int) -> Tensor:
         name = _rho(place, index)

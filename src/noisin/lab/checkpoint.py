@@ -27,7 +27,8 @@ def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) ->
         tensors: named tensors.
         state: anything JSON can hold; numbers come back exactly.
     """
-    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # clones, since tied weights share memory, which the format does not know
+    flat = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     header = {"state": json.dumps(state)}
     with write_aside(path) as file:
         file.write(save_tensors(flat, header))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,13 +15,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from noisin.lab import LabError, data, evaluate, jobs, recipe, records, report, sound
-from noisin.lab.data import Corpus
+from noisin.lab import LabError, data, evaluate, jobs, recipe, records, report, sound, tasks
 from noisin.lab.files import make_folder, write_aside
 from noisin.lab.music import MusicModel
-from noisin.lab.recipe import Recipe
+from noisin.lab.recipe import MusicConfig, Recipe, Row, WordsConfig
 from noisin.lab.records import Record
 from noisin.lab.report import Piece
+from noisin.lab.store import SPLITS
+from noisin.lab.task import Corpus
+from noisin.lab.words import WordModel
 from noisin.surgery import explain as explain_model
 
 app = typer.Typer(
@@ -46,7 +48,7 @@ Changes = Annotated[
 Folder = Annotated[Path, typer.Option("--out", help="Folder for runs and reports.")]
 RunPaths = Annotated[list[Path], typer.Argument(help="Folders of runs.")]
 Samples = Annotated[list[int], typer.Option("--samples", help="Average K draws of the noise.")]
-STEPS = 48  # of the samples in a report, in quarter notes
+LENGTHS = {"music": 48, "words": 150}  # of samples: quarter notes, tokens
 
 
 def refusing(command: Callable[..., None]) -> Callable[..., None]:
@@ -69,7 +71,7 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
 @app.command()
 @refusing
 def run(
-    name: RecipeName = "bach",
+    name: RecipeName = "",
     only: Only = [],  # noqa: B006 - typer reads the default and never changes it
     changes: Changes = [],  # noqa: B006
     data_dir: DataDir = None,
@@ -79,58 +81,62 @@ def run(
     ] = jobs.processes_by_default(),
 ) -> None:
     """Train the rows of a recipe and report. What is done is not done again."""
-    chosen = recipe.load(name, changes, only)
+    chosen = recipe.load(name or recipe.default(changes), changes, only)
+    for row, settings in chosen.rows.items():
+        _outline(chosen, row, settings)
     corpora = _corpora(chosen, data_dir)
-    _check_models(chosen)
     folder = out / chosen.name
     make_folder(folder)
-    planned = jobs.plan(chosen, out, {name: corpus.digest() for name, corpus in corpora.items()})
+    planned = jobs.plan(chosen, out, {key: corpus.digest() for key, corpus in corpora.items()})
     waiting = len(planned) - len(jobs.finished(planned))
     _say(f"{chosen.title}: {len(planned)} runs, {waiting} to do")
     done = jobs.do(planned, processes=processes, data_dir=data_dir, console=console)
-    _finish(chosen, done, {job.hash: job.path for job in planned}, folder)
+    _finish(chosen, done, {job.hash: job.path for job in planned}, folder, data_dir)
     diverged = [record for record in done if record.status == "diverged"]
     if diverged:
         raise LabError("\n".join(f"{r.row}, seed {r.seed} diverged: {r.reason}" for r in diverged))
 
 
-def _corpora(chosen: Recipe, data_dir: Path | None) -> dict[str, Corpus]:
+def _corpora(chosen: Recipe, data_dir: Path | None) -> dict[tuple[str, str, int], Corpus]:
     """Load every corpus of a recipe, and say which files could not be read."""
     found = {}
     for row in chosen.rows.values():
-        if row.config.data not in found:
-            found[row.config.data] = data.load(row.config.data, data_dir, _say)
-            for skipped in found[row.config.data].skipped:
+        key = tasks.corpus_key(row.config)
+        if key not in found:
+            found[key] = tasks.load(row.config, data_dir, _say)
+            for skipped in found[key].skipped:
                 errors.print(f"skipped {skipped}", style="yellow", markup=False, soft_wrap=True)
     return found
 
 
-def _check_models(chosen: Recipe) -> None:
-    """Build every model once, so that noise that cannot act is refused before any run."""
-    for name, row in chosen.rows.items():
-        try:
-            MusicModel(row.config)
-        except ValueError as error:
-            raise LabError(f"recipe {chosen.name}, row {name}: {error}") from None
+def _outline(chosen: Recipe, name: str, row: Row) -> MusicModel | WordModel:
+    """Return the outline of a row's model; noise that cannot act is refused before any run."""
+    try:
+        return tasks.outline(row.config)
+    except LabError as error:
+        raise LabError(f"recipe {chosen.name}, row {name}: {error}") from None
 
 
 def _say(text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
-def _finish(chosen: Recipe, done: list[Record], paths: dict[str, Path], folder: Path) -> None:
+def _finish(
+    chosen: Recipe,
+    done: list[Record],
+    paths: dict[str, Path],
+    folder: Path,
+    data_dir: Path | None,
+) -> None:
     """Print the table, write samples and the report."""
     rows = report.by_row(done)
     _print_table(rows, report.baseline_of(rows, chosen.baseline))
     pieces = []
     for name in _sampled(rows, chosen.baseline):
-        best = min(
-            (r for r in rows[name] if r.status == "finished"),
-            key=lambda r: r.history[r.best_epoch - 1].valid.unscored,
-        )
-        roll = evaluate.sample(evaluate.load(paths[best.hash]), STEPS, seed=1)
-        pieces.append(Piece(f"{best.label}, seed {best.seed}", roll))
-        _write_sample(roll, folder / "samples" / name)
+        best = min((r for r in rows[name] if r.status == "finished"), key=lambda r: r.best)
+        run = evaluate.load(paths[best.hash], data_dir)
+        stem = folder / "samples" / name
+        pieces.append(_sample(run, f"{best.label}, seed {best.seed}", stem, LENGTHS, seed=1))
     report.write(
         done,
         folder / "report.html",
@@ -146,22 +152,37 @@ def _finish(chosen: Recipe, done: list[Record], paths: dict[str, Path], folder: 
 def _sampled(rows: dict[str, list[Record]], baseline: str) -> list[str]:
     """Return the baseline and the row of noise that is best on validation."""
     scores = {
-        name: min(
-            (r.history[r.best_epoch - 1].valid.unscored for r in runs if r.status == "finished"),
-            default=None,
-        )
+        name: min((r.best for r in runs if r.status == "finished"), default=math.inf)
         for name, runs in rows.items()
     }
-    finished = {name: score for name, score in scores.items() if score is not None}
-    noisy = {name: score for name, score in finished.items() if name != baseline}
-    best = [min(noisy, key=lambda name: noisy[name])] if noisy else []
-    return [name for name in (baseline, *best) if name in finished]
+    finished = [name for name, score in scores.items() if score < math.inf]
+    noisy = sorted((name for name in finished if name != baseline), key=lambda n: scores[n])
+    return [name for name in (baseline, *noisy[:1]) if name in finished]
 
 
-def _write_sample(roll: data.Roll, stem: Path) -> None:
-    sound.write_midi(roll, stem.with_suffix(".mid"))
-    with write_aside(stem.with_suffix(".wav")) as file:
+def _sample(
+    run: evaluate.Run,
+    title: str,
+    stem: Path,
+    lengths: dict[str, int],
+    seed: int,
+    temperature: float = 1.0,
+    prompt: str = "",
+) -> Piece:
+    """Draw a sample, write it as MIDI and WAV or as text, and return it."""
+    if run.record.config.task == "words":
+        words = prompt.split()
+        text = evaluate.sample_text(run, lengths["words"], seed, temperature, words)
+        with write_aside(stem.with_name(stem.name + ".txt")) as file:
+            file.write(text.encode() + b"\n")
+        return Piece(title, text=text)
+    if prompt:
+        raise LabError("--prompt is for words; this run is of music")
+    roll = evaluate.sample_roll(run, lengths["music"], seed, temperature)
+    sound.write_midi(roll, stem.with_name(stem.name + ".mid"))
+    with write_aside(stem.with_name(stem.name + ".wav")) as file:
         file.write(sound.wav(roll))
+    return Piece(title, roll)
 
 
 def _print_table(rows: dict[str, list[Record]], baseline: str) -> None:
@@ -182,7 +203,7 @@ def _print_table(rows: dict[str, list[Record]], baseline: str) -> None:
     for line in lines:
         _say(f"{line.label}: {line.noise}")
     _say(
-        "nats a step, first step of a piece unscored; mean ± standard deviation over seeds; "
+        f"{tasks.UNITS[rows[baseline][0].metric]}; mean ± standard deviation over seeds; "
         f"difference: test less that of {rows[baseline][0].label}, seed by seed"
     )
 
@@ -196,23 +217,32 @@ def evaluate_command(
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     data_dir: DataDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    log_probs: Annotated[
+        Path | None, typer.Option("--log-probs", help="Write a JSON of every token's.")
+    ] = None,
 ) -> None:
     """Score a run, or the average of several; with --samples also averaged over draws."""
-    if split not in data.SPLITS:
-        raise LabError(f"--split must be one of {', '.join(data.SPLITS)}; got {split!r}")
+    if split not in SPLITS:
+        raise LabError(f"--split must be one of {', '.join(SPLITS)}; got {split!r}")
     if any(k < 1 for k in samples) or any(max(samples) % k for k in samples):
         raise LabError(f"--samples must be >= 1, and divide the largest of them; got {samples}")
-    loaded = [evaluate.load(path) for path in runs]
-    scores = evaluate.evaluate(loaded, split, samples, data_dir, seed=seed)
+    loaded = evaluate.load_all(runs, data_dir)
+    if log_probs is not None:
+        if len(loaded) > 1:
+            raise LabError(f"--log-probs takes one run, got {len(loaded)}")
+        with write_aside(log_probs) as file:
+            file.write(json.dumps(evaluate.log_probabilities(loaded[0], split)).encode())
+        _say(f"log-probabilities: {log_probs}")
+    scores = evaluate.evaluate(loaded, split, samples, seed)
     if as_json:
-        print(json.dumps({k: asdict(score) for k, score in scores.items()}))
+        print(json.dumps(scores))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in (split, "unscored", "scored"):
+    for column in (split, *scores[0]):
         table.add_column(column)
     for k, score in scores.items():
         how = f"average of {k} draws" if k else "noise off"
-        table.add_row(how, f"{score.unscored:.4f}", f"{score.scored:.4f}")
+        table.add_row(how, *(f"{value:.4f}" for value in score.values()))
     console.print(table)
 
 
@@ -220,20 +250,27 @@ def evaluate_command(
 @refusing
 def sample(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    steps: Annotated[int, typer.Option(min=1, help="Quarter notes.")] = 64,
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Quarter notes, or tokens.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 1,
     temperature: Annotated[
-        float, typer.Option(min=0.01, help="Below 1 the keys are more certain.")
+        float, typer.Option(min=0.01, help="Below 1 what is likely comes more often.")
     ] = 1.0,
+    prompt: Annotated[str, typer.Option(help="Words to start from.")] = "",
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write, without ending.")
     ] = None,
+    data_dir: DataDir = None,
 ) -> None:
-    """Draw a piece from a run and write it as MIDI and WAV."""
-    roll = evaluate.sample(evaluate.load(path), steps, seed, temperature)
+    """Draw a piece as MIDI and WAV, or text, from a run."""
+    run = evaluate.load(path, data_dir)
     stem = out or path / f"sample-{seed}"
-    _write_sample(roll, stem)
-    _say(f"{stem.with_suffix('.mid')}, {stem.with_suffix('.wav')}")
+    lengths = LENGTHS if length is None else dict.fromkeys(LENGTHS, length)
+    piece = _sample(run, "", stem, lengths, seed, temperature, prompt)
+    if piece.text:
+        console.print(piece.text, markup=False, soft_wrap=True)
+    _say(", ".join(str(p) for p in sorted(stem.parent.glob(f"{stem.name}.*"))))
 
 
 @app.command(name="report")
@@ -263,32 +300,29 @@ def explain(
     chosen = recipe.load(name, changes, only)
     for row, settings in chosen.rows.items():
         config = settings.config
-        try:
-            model = MusicModel(config)
-        except ValueError as error:
-            raise LabError(f"recipe {chosen.name}, row {row}: {error}") from None
+        model = _outline(chosen, row, settings)
         parameters = sum(p.numel() for p in model.parameters())
         lines = explain_model(model)
-        batch = config.batch_size * config.train_samples
-        noise = sum(line.values for line in lines) * batch * config.chunk * 4
-        activations = _activations(config) * batch * config.chunk * 4
-        optimizer = {"adam": 4, "sgd": 3, "nesterov-rmsprop": 4}[config.optimizer]
-        console.print(f"{row}: {model.rnn}", markup=False, soft_wrap=True)
+        steps = config.window if isinstance(config, WordsConfig) else config.chunk
+        batch = config.batch_size * config.train_samples * steps
+        noise = sum(line.values for line in lines) * batch * 4
+        activations = _activations(config, model.head.out_features) * batch * 4
+        copies = {"adam": 4, "nesterov-rmsprop": 4, "nt-asgd": 4}.get(config.optimizer, 3)
+        _say(f"{row}: {model.rnn}, {model.head.out_features} outputs")
         for line in lines:
-            console.print(f"  {line}", markup=False, soft_wrap=True)
-        console.print(
+            _say(f"  {line}")
+        _say(
             f"  {parameters:,} parameters; expected memory of a training step: weights, gradients "
-            f"and optimizer {_mib(parameters * 4 * optimizer)}, activations {_mib(activations)}, "
-            f"noise {_mib(noise)} at most",
-            soft_wrap=True,
+            f"and optimizer {_mib(parameters * 4 * copies)}, activations {_mib(activations)}, "
+            f"noise {_mib(noise)} at most"
         )
 
 
-def _activations(config: recipe.Config) -> int:
+def _activations(config: MusicConfig | WordsConfig, outputs: int) -> int:
     """Return about how many numbers a step of one sequence keeps for the backward pass."""
     gates = {"lstm": 4, "gru": 3}.get(config.cell, 1)
     inside = (2 * gates + 3) * config.hidden_size * config.num_layers
-    return inside + 3 * data.KEYS
+    return inside + 3 * outputs
 
 
 def _mib(size: int) -> str:
@@ -314,11 +348,7 @@ def data_list(data_dir: DataDir = None) -> None:
 def data_fetch(names: Annotated[list[str], typer.Argument(help="Corpora.")]) -> None:
     """Download corpora into the user's cache."""
     for name in names:
-        path = data.locate(name) if name in data.BENCHMARKS else None
-        if name == "bach":
-            data.load(name, say=_say)
-            path = data.locate(name)
-        _say(f"{name}: {path or data.fetch(name, _say)}")
+        _say(f"{name}: {data.fetch(name, _say)}")
 
 
 @data_app.command(name="verify")
@@ -326,18 +356,9 @@ def data_fetch(names: Annotated[list[str], typer.Argument(help="Corpora.")]) -> 
 def data_verify(
     names: Annotated[list[str], typer.Argument(help="Corpora.")], data_dir: DataDir = None
 ) -> None:
-    """Count pieces and steps again, and compare notes with what is published."""
+    """Count a corpus again, and compare with what is published."""
     for name in names:
-        corpus = data.load(name, data_dir, _say)
-        counts = ", ".join(f"{s} {n} pieces {t} steps" for s, (n, t) in corpus.counts().items())
-        _say(f"{name}: {counts}; sha256 {corpus.digest()}")
-        if name in data.BENCHMARKS:
-            known = data.BENCHMARKS[name]
-            expected = dict(
-                zip(data.SPLITS, zip(known.pieces, known.steps, strict=True), strict=True)
-            )
-            if corpus.counts() != expected:
-                raise LabError(f"{name}: expected {expected}, got {corpus.counts()}")
+        _say(f"{name}: {data.verify(name, data_dir, _say)}")
 
 
 def main() -> None:

@@ -9,85 +9,100 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from noisin.lab import LabError, checkpoint, data, records
-from noisin.lab.data import Roll
-from noisin.lab.music import MusicModel, MusicTask, Score
+from noisin.lab import LabError, checkpoint, records, tasks
+from noisin.lab.music import MusicTask
 from noisin.lab.records import Record
+from noisin.lab.rolls import Roll
+from noisin.lab.task import Corpus, Scores, Task
+from noisin.lab.words import WordTask
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model and its record."""
+    """A trained model with its data, and its record."""
 
     record: Record
-    model: MusicModel
+    task: Task
 
 
-def load(path: Path) -> Run:
-    """Load a run's chosen weights from its folder.
+def load(path: Path, data_dir: Path | None = None, corpus: Corpus | None = None) -> Run:
+    """Load a run's chosen weights from its folder, with its corpus.
+
+    Args:
+        path: folder of the run.
+        data_dir: folder with corpora.
+        corpus: the corpus, if it is loaded already.
 
     Raises:
-        LabError: no finished run, or a damaged file.
+        LabError: no finished run, a damaged file, or a corpus that is not that of the run.
     """
     if not (path / "record.json").is_file():
         raise LabError(f"a run is a folder with a record.json, as `noisin run` leaves; got {path}")
     record = records.read([path / "record.json"])[0]
     tensors, _ = checkpoint.load(path / "model.safetensors")
-    model = MusicModel(record.config)
+    corpus = corpus or tasks.load(record.config, data_dir)
+    if corpus.digest() != record.corpus:
+        raise LabError(
+            f"{path}: the corpus must be that of the run, sha256 {record.corpus}; "
+            f"{record.config.data} has {corpus.digest()}"
+        )
+    task = tasks.build(record.config, corpus)
     try:
-        model.load_state_dict(tensors)
+        task.model.load_state_dict(tensors)
     except RuntimeError as error:
         raise LabError(f"{path}: the weights are not those of its record; {error}") from None
-    return Run(record, model.eval())
+    task.model.eval()
+    return Run(record, task)
+
+
+def load_all(paths: Sequence[Path], data_dir: Path | None = None) -> list[Run]:
+    """Load runs that are to be averaged: all of the corpus of the first."""
+    first = load(paths[0], data_dir)
+    corpus = tasks.load(first.record.config, data_dir)
+    return [first, *(load(path, data_dir, corpus) for path in paths[1:])]
 
 
 def evaluate(
-    runs: Sequence[Run],
-    split: str = "test",
-    samples: Sequence[int] = (),
-    data_dir: Path | None = None,
-    batch_size: int = 64,
-    seed: int = 0,
-) -> dict[int, Score]:
+    runs: Sequence[Run], split: str = "test", samples: Sequence[int] = (), seed: int = 0
+) -> dict[int, Scores]:
     """Score one run, or the average of the predictive distributions of several.
 
     Args:
-        runs: the runs.
+        runs: the runs, of one corpus.
         split: ``train``, ``valid`` or ``test``.
         samples: numbers of draws K to average over, beside 0, the plain network.
-        data_dir: folder with corpus files.
-        batch_size: pieces at a time.
         seed: of the draws.
 
     Returns:
-        The score of each K.
+        The scores of each K.
 
     Raises:
-        LabError: runs on different corpora, draws of a run without noise, or a changed corpus.
+        LabError: draws of a run without noise.
     """
-    first = runs[0].record
     for run in runs:
-        if run.record.corpus != first.corpus:
-            raise LabError(
-                "runs that are averaged must be of one corpus; got "
-                f"{first.config.data} and {run.record.config.data}"
-            )
         if samples and run.record.config.noise == "none":
             raise LabError(f"draws need noise, and {run.record.row} has none; leave --samples out")
-    corpus = data.load(first.config.data, data_dir)
-    if corpus.digest() != first.corpus:
-        raise LabError(
-            f"{first.config.data} must be the corpus of the run, sha256 {first.corpus}; "
-            f"got {corpus.digest()}"
-        )
     torch.manual_seed(seed)
-    task = MusicTask(first.config, corpus)
-    task.model = runs[0].model
-    return task.scores(split, (0, *samples), batch_size, [run.model for run in runs[1:]])
+    others = [run.task.model for run in runs[1:]]
+    return runs[0].task.scores(split, (0, *samples), others)
 
 
-def sample(run: Run, steps: int, seed: int, temperature: float = 1.0) -> Roll:
-    """Draw a piece from the plain network of a run.
+def log_probabilities(run: Run, split: str) -> list[dict[str, str | float]]:
+    """Return every token of a split with its log-probability, in nats.
+
+    Raises:
+        LabError: the run is not one of words.
+    """
+    if not isinstance(run.task, WordTask):
+        raise LabError(f"log-probabilities are of tokens; {run.record.row} is of music")
+    values = torch.cat(list(run.task.log_likelihoods(split))).tolist()
+    words = run.task.corpus.vocabulary
+    ids = run.task.corpus.splits[split]
+    return [{"token": words[i], "log_prob": v} for i, v in zip(ids, values, strict=True)]
+
+
+def sample_roll(run: Run, steps: int, seed: int, temperature: float = 1.0) -> Roll:
+    """Draw a piece from the plain network of a run of music.
 
     Args:
         run: the run.
@@ -95,5 +110,30 @@ def sample(run: Run, steps: int, seed: int, temperature: float = 1.0) -> Roll:
         seed: of the draws.
         temperature: below 1 the keys are more certain.
     """
+    assert isinstance(run.task, MusicTask)
     generator = torch.Generator().manual_seed(seed)
-    return run.model.generate(steps, generator, temperature).numpy().astype(np.uint8)
+    return run.task.model.generate(steps, generator, temperature).numpy().astype(np.uint8)
+
+
+def sample_text(
+    run: Run, count: int, seed: int, temperature: float = 1.0, prompt: Sequence[str] = ()
+) -> str:
+    """Draw text from the plain network of a run of words, a line for each ``<eos>``.
+
+    Args:
+        run: the run.
+        count: tokens.
+        seed: of the draws.
+        temperature: below 1 likely words come more often.
+        prompt: words to start from.
+
+    Raises:
+        LabError: a word of the prompt is unknown.
+    """
+    assert isinstance(run.task, WordTask)
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        drawn = run.task.generate(count, generator, temperature, prompt)
+    except ValueError as error:
+        raise LabError(str(error)) from None
+    return " ".join((*prompt, *drawn)).replace("<eos> ", "\n").replace("<eos>", "\n")

@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from noisin.lab import LabError, data, records, train
-from noisin.lab.data import Corpus
+from noisin.lab import LabError, records, tasks, train
 from noisin.lab.recipe import Recipe
 from noisin.lab.records import Record
+from noisin.lab.task import Corpus
 from noisin.lab.train import Job, Progress
 
 SAY_EVERY = 15.0  # seconds between lines of progress where there is no terminal
@@ -41,22 +41,29 @@ class _Worker:
     told: Queue[Progress] | None = None
     stop: Event | None = None
     data_dir: Path | None = None
-    corpora: dict[str, Corpus] = field(default_factory=dict)
+    corpora: dict[tuple[str, str, int], Corpus] = field(default_factory=dict)
 
 
 _worker = _Worker()
 
 
-def plan(recipe: Recipe, folder: Path, corpora: dict[str, str]) -> list[Job]:
+def plan(recipe: Recipe, folder: Path, corpora: dict[tuple[str, str, int], str]) -> list[Job]:
     """Return the runs of a recipe, the seeds of all rows in turn.
 
     Args:
         recipe: the recipe.
         folder: where runs are kept.
-        corpora: sha256 of each corpus by name.
+        corpora: sha256 of each corpus, by ``tasks.corpus_key``.
     """
     return [
-        Job(recipe.name, name, row, seed, corpora[row.config.data], folder / recipe.name)
+        Job(
+            recipe.name,
+            name,
+            row,
+            seed,
+            corpora[tasks.corpus_key(row.config)],
+            folder / recipe.name,
+        )
         for seed in recipe.seeds
         for name, row in recipe.rows.items()
     ]
@@ -140,13 +147,13 @@ def _begin(told: Queue[Progress], stop: Event, data_dir: Path | None) -> None:
 
 def _run(job: Job) -> Record | None:
     """Do one run in a worker; None if it was stopped."""
-    name = job.row.config.data
-    if name not in _worker.corpora:
-        _worker.corpora[name] = data.load(name, _worker.data_dir)
+    key = tasks.corpus_key(job.row.config)
+    if key not in _worker.corpora:
+        _worker.corpora[key] = tasks.load(job.row.config, _worker.data_dir)
     assert _worker.told is not None
     assert _worker.stop is not None
     try:
-        return train.run(job, _worker.corpora[name], _worker.told.put, _worker.stop.is_set)
+        return train.run(job, _worker.corpora[key], _worker.told.put, _worker.stop.is_set)
     except train.Stopped:
         return None
 
@@ -211,10 +218,9 @@ class _Display:
         if record.status == "diverged":
             self.console.print(f"{job.title}: {record.reason}", soft_wrap=True)
             return
-        best = record.history[record.best_epoch - 1].valid.unscored
         self.console.print(
-            f"{job.title}: valid {best:.3f} at epoch {record.best_epoch} of {len(record.history)}, "
-            f"{record.seconds:.0f} s; {self.left} runs left",
+            f"{job.title}: valid {record.best:.3f} at epoch {record.best_epoch} of "
+            f"{len(record.history)}, {record.seconds:.0f} s; {self.left} runs left",
             soft_wrap=True,
         )
 

@@ -9,18 +9,17 @@ silence; *unscored* leaves the first step of each piece out, as the papers do.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from noisin import init
-from noisin.inference import fold, predictive, sampling, unfold
-from noisin.lab.data import KEYS, Corpus, Roll
-from noisin.lab.recipe import Config
-from noisin.layers import GRU, LSTM, RNN
+from noisin.inference import fold, sampling, unfold
+from noisin.lab.models import recurrent
+from noisin.lab.recipe import MusicConfig
+from noisin.lab.rolls import KEYS, Corpus, Roll
+from noisin.lab.task import Loss, Scores, nested
 from noisin.likelihood import BernoulliHead
 from noisin.shapes import Bool, Float
 
@@ -41,14 +40,6 @@ class Batch(NamedTuple):
     first: Bool[Tensor, "T B"]
 
 
-@dataclass(frozen=True)
-class Score:
-    """Negative log-likelihood in nats a step: of all steps, and without the first of each piece."""
-
-    scored: float
-    unscored: float
-
-
 class MusicModel(nn.Module):
     """A recurrent network over piano rolls with a Bernoulli read-out.
 
@@ -59,23 +50,12 @@ class MusicModel(nn.Module):
         ValueError: noise that cannot act in this network.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: MusicConfig) -> None:
         super().__init__()
-        shape = (KEYS, config.hidden_size, config.num_layers)
-        layers = {"lstm": LSTM, "gru": GRU}
-        if config.cell in layers:
-            self.rnn = layers[config.cell](*shape, noise=config.noise)
-        else:
-            self.rnn = RNN(*shape, nonlinearity=config.cell, noise=config.noise)
+        self.rnn = recurrent(config, KEYS, config.noise)
         self.head = BernoulliHead(config.hidden_size, KEYS)
         if config.output_bias is not None:
             nn.init.constant_(self.head.bias, config.output_bias)
-        for layer in range(config.num_layers):
-            weight = getattr(self.rnn, f"weight_hh_l{layer}")
-            if config.nonzeros is not None:
-                init.sparse_(weight, config.nonzeros, std=config.hidden_size**-0.5)
-            if config.spectral_radius is not None:
-                init.spectral_radius_(weight, config.spectral_radius)
 
     def forward(self, inputs: Float[Tensor, "T B 88"]) -> Float[Tensor, "T B 88"]:
         """Return the logits of the keys at each step."""
@@ -129,9 +109,10 @@ class MusicTask:
         corpus: the pieces.
     """
 
-    metric = "negative log-likelihood a step (nats, first step of a piece unscored)"
+    metric = "unscored"
+    units = "nats a step, first step of a piece unscored"
 
-    def __init__(self, config: Config, corpus: Corpus) -> None:
+    def __init__(self, config: MusicConfig, corpus: Corpus) -> None:
         self.config, self.corpus = config, corpus
         self.model = MusicModel(config)
         self._chunks = [
@@ -154,55 +135,65 @@ class MusicTask:
             rolls, starts = zip(*chosen, strict=True)
             yield batch_of(rolls, starts, self.config.chunk)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, int]:
-        """Return the summed negative log-likelihood, averaged over K draws, and the steps."""
+    def loss(self, batch: Batch) -> Loss:
+        """Return the loss of a batch, a mean over steps."""
         likelihood = self.model.log_likelihood(batch, self.config.train_samples).mean(0)
-        return -(likelihood * batch.valid).sum(), int(batch.valid.sum())
+        count = int(batch.valid.sum())
+        return Loss(-(likelihood * batch.valid).sum(), count, count)
 
-    def score(self, split: str, batch_size: int = 64) -> Score:
+    def carried(self) -> dict[str, Tensor]:
+        """Return nothing: every stretch begins from a state of zeros."""
+        return {}
+
+    def carry(self, tensors: dict[str, Tensor]) -> None:
+        """Take up nothing."""
+
+    def in_metric(self, nll: float) -> Scores:
+        """Return a mean negative log-likelihood as scores; of training, all steps count."""
+        return {"unscored": nll, "scored": nll}
+
+    def valid(self) -> Scores:
+        """Score the plain network on the validation pieces."""
+        return self.score("valid")
+
+    def score(self, split: str, batch_size: int = 64) -> Scores:
         """Score the plain network (noise off) on the whole pieces of a split."""
-        return self.scores(split, (0,), batch_size)[0]
+        return self.scores(split, (0,), batch_size=batch_size)[0]
 
     @torch.no_grad()
     def scores(
         self,
         split: str,
         samples: Sequence[int],
-        batch_size: int = 64,
         others: Sequence[MusicModel] = (),
-    ) -> dict[int, Score]:
+        batch_size: int = 64,
+    ) -> dict[int, Scores]:
         """Score averages of predictive distributions.
 
         Args:
             split: ``train``, ``valid`` or ``test``.
             samples: numbers of draws K to average over; 0 is the plain network. All divide the
-                largest: the draws of the largest K are used in disjoint groups, and the score of
-                a smaller K is the mean over its groups.
-            batch_size: pieces at a time; the score does not depend on it.
+                largest: its draws are used in disjoint groups.
             others: further models whose predictive distributions are averaged in.
+            batch_size: pieces at a time; the score does not depend on it.
 
         Returns:
-            The score of each K.
+            For each K the negative log-likelihood in nats a step, of all steps (``scored``) and
+            without the first of each piece (``unscored``).
         """
-        models = [self.model, *others]
-        draws = max(samples)
-        noisy = [k for k in samples if k]
+        models = [self.model.eval(), *(model.eval() for model in others)]
         totals = {k: np.zeros(2) for k in samples}
         steps = np.zeros(2)
         for batch in whole_pieces(self.corpus.splits[split], batch_size):
             counted = torch.stack([batch.valid, batch.valid & ~batch.first]).double()
             steps += counted.sum((1, 2)).numpy()
-            for model in models:
-                model.eval()
-            if 0 in samples:
-                plain = predictive(torch.cat([m.log_likelihood(batch).double() for m in models]))
-                totals[0] -= (counted * plain).sum((1, 2)).numpy()
-            drawn = torch.stack([_drawn(m, batch, draws) for m in models], 1)
-            for k in noisy:
-                groups = drawn.unflatten(0, (-1, k)).flatten(1, 2).transpose(0, 1)
-                averaged = predictive(groups).mean(0)
+            plain = torch.stack([m.log_likelihood(batch).double() for m in models], 1)
+            drawn = torch.stack([_drawn(m, batch, max(samples)) for m in models], 1)
+            for k in samples:
+                averaged = nested(drawn, k) if k else nested(plain, 1)
                 totals[k] -= (counted * averaged).sum((1, 2)).numpy()
-        return {k: Score(*(totals[k] / steps)) for k in samples}
+        per_step = {k: total / steps for k, total in totals.items()}
+        return {k: {"unscored": float(u), "scored": float(s)} for k, (s, u) in per_step.items()}
 
 
 def _drawn(model: MusicModel, batch: Batch, draws: int) -> Float[Tensor, "K T B"]:

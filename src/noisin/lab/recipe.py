@@ -37,25 +37,26 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Config(BaseModel):
-    """Everything that decides a run but its seed.
+    """Everything that decides a run but its seed; what all tasks share.
 
     Args:
-        task: what is learned.
         data: corpus name, or a path.
         cell: the recurrent cell; tanh, relu and sigmoid are Elman RNNs.
         hidden_size: H.
         num_layers: L.
         noise: terms in text form; ``none`` for the plain network.
-        output_bias: start of the output layer's biases; torch's own start without it.
         nonzeros: connections that each unit of weight_hh keeps at the start; all without it.
         spectral_radius: of each gate of weight_hh at the start; as drawn without it.
-        optimizer: adam, sgd (with momentum) or nesterov-rmsprop.
+        optimizer: adam, sgd (with momentum), nt-asgd (sgd, averaged from when validation stops
+            improving) or nesterov-rmsprop.
         lr: step size.
+        lr_hold: epochs at that step size; all without it.
+        lr_factor: what each later epoch multiplies it by.
         momentum: for sgd and nesterov-rmsprop.
         decay: of nesterov-rmsprop's mean square.
+        trigger: nt-asgd averages once the last so many epochs brought no better validation score.
         clip: largest norm of the gradient.
         batch_size: B.
-        chunk: longest stretch of a piece in training; gradients end there.
         epochs: at most.
         patience: epochs without a better validation score before training ends.
         train_samples: K draws of the noise for each training step.
@@ -64,22 +65,22 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    task: Literal["music"] = "music"
     data: str
     cell: Literal["lstm", "gru", "tanh", "relu", "sigmoid"] = "lstm"
     hidden_size: Count = 200
     num_layers: Count = 1
     noise: str = "none"
-    output_bias: float | None = None
     nonzeros: Count | None = None
     spectral_radius: Positive | None = None
-    optimizer: Literal["adam", "sgd", "nesterov-rmsprop"] = "adam"
+    optimizer: Literal["adam", "sgd", "nt-asgd", "nesterov-rmsprop"] = "adam"
     lr: Positive = 2e-3
+    lr_hold: Count | None = None
+    lr_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    trigger: Count = 5
     clip: Positive = 1.0
     batch_size: Count = 16
-    chunk: Count = 100
     epochs: Count = 200
     patience: Count = 20
     train_samples: Count = 1
@@ -101,6 +102,64 @@ class Config(BaseModel):
         """Return a short hash of the settings and whatever else decides the run."""
         text = json.dumps([self.model_dump(mode="json"), *map(str, more)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def lr_at(self, epoch: int) -> float:
+        """Return the step size of an epoch, counted from 1."""
+        later = 0 if self.lr_hold is None else max(0, epoch - self.lr_hold)
+        return self.lr * self.lr_factor**later
+
+
+class MusicConfig(Config):
+    """Settings of the music task.
+
+    Args:
+        output_bias: start of the output layer's biases; torch's own start without it.
+        chunk: longest stretch of a piece in training; gradients end there.
+    """
+
+    task: Literal["music"] = "music"
+    output_bias: float | None = None
+    chunk: Count = 100
+
+
+class WordsConfig(Config):
+    """Settings of the word task.
+
+    Args:
+        embedding_size: of the word vectors; H without it.
+        tied: one matrix for word vectors and softmax.
+        window: steps of truncated back-propagation through time; the state is carried on.
+        loss: what a step of the optimizer sees: the loss summed over the ``window`` and averaged
+            over the batch, as learning rates near 1 mean it, or averaged over ``token``.
+        init_uniform: a: all weights start uniform on [-a, a]; torch's own start without it.
+        min_count: how often a word must come in training to be in the vocabulary.
+        valid_streams: streams, each from a state of zeros, that validation while training is cut
+            into. Scores in tables are of one stream.
+    """
+
+    task: Literal["words"] = "words"
+    embedding_size: Count | None = None
+    tied: bool = False
+    window: Count = 35
+    loss: Literal["window", "token"] = "window"
+    init_uniform: Positive | None = 0.1
+    min_count: Count = 1
+    valid_streams: Count = 10
+    num_layers: Count = 2
+    optimizer: Literal["adam", "sgd", "nt-asgd", "nesterov-rmsprop"] = "sgd"
+    lr: Positive = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    clip: Positive = 5.0
+    batch_size: Count = 20
+    epochs: Count = 39
+    test_samples: tuple[Count, ...] = (1, 5)
+
+
+TASKS: dict[str, type[MusicConfig] | type[WordsConfig]] = {
+    "music": MusicConfig,
+    "words": WordsConfig,
+}
+AnyConfig = Annotated[MusicConfig | WordsConfig, Field(discriminator="task")]
 
 
 class Published(BaseModel):
@@ -129,7 +188,7 @@ class Row(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    config: Config
+    config: AnyConfig
     label: str
     published: Published | None = None
     note: str = ""
@@ -173,6 +232,11 @@ def names() -> list[str]:
     )
 
 
+def default(changes: Sequence[str]) -> str:
+    """Return the recipe that runs where none is named: that of the task."""
+    return "ptb" if "task=words" in changes else "bach"
+
+
 def load(name: str, changes: Sequence[str] = (), only: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
@@ -206,8 +270,9 @@ def load(name: str, changes: Sequence[str] = (), only: Sequence[str] = ()) -> Re
         if not isinstance(rows[row], dict):
             raise LabError(f"recipe {name}: rows.{row} must be a table")
         own = {k: v for k, v in rows[row].items() if k not in ROW_KEYS}
-        config = {**raw.get("base", {}), **own, **changed}
-        _known(config, (*Config.model_fields, *ROW_KEYS), f"{name}, row {row}")
+        config = {"task": "music", **raw.get("base", {}), **own, **changed}
+        fields = _settings(config["task"], name)
+        _known(config, (*fields, *ROW_KEYS), f"{name}, row {row}")
         about = {k: rows[row][k] for k in ROW_KEYS if k in rows[row]}
         recipe["rows"][row] = {"label": row, **about, "config": config}
     try:
@@ -244,9 +309,17 @@ def _changes(changes: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text  # a bare word, such as a name or a path
-        _known({key: value}, ("seeds", *Config.model_fields), "--set")
+        fields = dict.fromkeys(f for task in TASKS.values() for f in task.model_fields)
+        _known({key: value}, ("seeds", *fields), "--set")
         (top if key == "seeds" else base)[key] = value
     return top, base
+
+
+def _settings(task: object, name: str) -> list[str]:
+    """Return the settings of a task."""
+    if not isinstance(task, str) or task not in TASKS:
+        raise LabError(f"recipe {name}: task must be one of {', '.join(TASKS)}; got {task!r}")
+    return list(TASKS[task].model_fields)
 
 
 def _kept(rows: Mapping[str, Any], only: Sequence[str], name: str) -> list[str]:
@@ -267,7 +340,7 @@ def _told(error: ValidationError) -> str:
     """Return what pydantic found wrong, one line an error."""
     lines: dict[str, str] = {}
     for one in error.errors():
-        where = ".".join(str(part) for part in one["loc"])
+        where = ".".join(str(part) for part in one["loc"] if part not in TASKS)
         rule = one["msg"].removeprefix("Value error, ")
         got = "" if isinstance(one["input"], dict) or "got" in rule else f", got {one['input']!r}"
         # what the base says wrongly is wrong in every row: it is told for the first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import subprocess
 from collections.abc import Iterable
@@ -14,18 +15,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 import noisin
 from noisin.lab import LabError
 from noisin.lab.files import write_aside
-from noisin.lab.recipe import Config, Published
+from noisin.lab.recipe import AnyConfig, Published
+from noisin.lab.task import Scores
 
 SCHEMA = 1
-
-
-class Scores(BaseModel):
-    """A score by both conventions: all steps, and without the first of each piece."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    scored: float
-    unscored: float
 
 
 class Epoch(BaseModel):
@@ -33,8 +26,9 @@ class Epoch(BaseModel):
 
     Args:
         epoch: from 1.
-        train: the objective over the epoch, noise on.
-        valid: score of the validation split, noise off.
+        train: the objective over the epoch, noise on, in the metric of the task.
+        valid: scores of the validation split, noise off.
+        lr: step size.
         spectral_radius: of each layer, each gate of weight_hh.
         spreads: learned standard deviations, the mean over a layer's.
         seconds: time of the epoch.
@@ -45,6 +39,7 @@ class Epoch(BaseModel):
     epoch: int
     train: float
     valid: Scores
+    lr: float
     spectral_radius: list[list[float]]
     spreads: dict[str, float]
     seconds: float
@@ -77,7 +72,8 @@ class Record(BaseModel):
         config: all settings.
         published: the paper's number.
         corpus: sha256 of the corpus.
-        pieces: (pieces, steps) of each split.
+        sizes: counts of each split.
+        metric: which score chose the epoch and stands in tables; lower is better.
         status: ``finished``, or ``diverged``.
         reason: why a run diverged.
         environment: versions, machine, commit.
@@ -100,10 +96,11 @@ class Record(BaseModel):
     label: str
     seed: int
     hash: str
-    config: Config
+    config: AnyConfig
     published: Published | None
     corpus: str
-    pieces: dict[str, tuple[int, int]]
+    sizes: dict[str, dict[str, int]]
+    metric: str
     status: Literal["finished", "diverged"]
     reason: str = ""
     environment: Environment
@@ -116,6 +113,20 @@ class Record(BaseModel):
     monte_carlo: dict[int, Scores]
     weights: str
     history: list[Epoch]
+
+    @property
+    def test(self) -> float:
+        """The test score."""
+        return self.scores["test"][self.metric]
+
+    @property
+    def best(self) -> float:
+        """The best validation score while training; infinite before the first epoch."""
+        return self.valid(self.best_epoch) if self.best_epoch else math.inf
+
+    def valid(self, epoch: int) -> float:
+        """Return the validation score of an epoch."""
+        return self.history[epoch - 1].valid[self.metric]
 
 
 def environment() -> Environment:

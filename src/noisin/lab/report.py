@@ -16,10 +16,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from noisin.lab import sound
-from noisin.lab.data import Roll
+from noisin.lab import sound, tasks
 from noisin.lab.files import write_aside
 from noisin.lab.records import Record
+from noisin.lab.rolls import Roll
 
 COLORS = ("#444444", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999933")
 
@@ -41,8 +41,9 @@ class Estimate:
         return cls(statistics.fmean(values), std, len(values))
 
     def __str__(self) -> str:
-        spread = "" if math.isnan(self.std) else f"±{self.std:.3f}"
-        return f"{self.mean:.3f}{spread}"
+        digits = 3 if abs(self.mean) < 20 else 2
+        spread = "" if math.isnan(self.std) else f"±{self.std:.{digits}f}"
+        return f"{self.mean:.{digits}f}{spread}"
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Line:
         name: of the row.
         label: of the method.
         noise: its terms.
-        scores: of train, valid and test, first steps unscored.
-        scored: of test, every step.
+        scores: of train, valid and test.
+        scored: of test by the other convention of music, every step; None of words.
         difference: test less the baseline's test, seed by seed.
         published: the paper's number and where it stands.
         epochs: epochs trained.
@@ -78,10 +79,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece to look at and to hear."""
+    """A sample: a piece to look at and to hear, or text to read."""
 
     title: str
-    roll: Roll
+    roll: Roll | None = None
+    text: str = ""
 
 
 def baseline_of(rows: dict[str, list[Record]], named: str | None = None) -> str:
@@ -112,7 +114,7 @@ def summary(rows: dict[str, list[Record]], baseline: str) -> list[Line]:
 
 def _line(name: str, runs: list[Record], base: list[Record]) -> Line:
     done = [run for run in runs if run.status == "finished"]
-    reference = {run.seed: _test(run) for run in base if run.status == "finished"}
+    reference = {run.seed: run.test for run in base if run.status == "finished"}
     draws = sorted({k for run in done for k in run.monte_carlo})
     published = runs[0].published
     return Line(
@@ -120,26 +122,24 @@ def _line(name: str, runs: list[Record], base: list[Record]) -> Line:
         label=runs[0].label,
         noise=runs[0].config.noise,
         scores={
-            split: Estimate.of([run.scores[split].unscored for run in done])
+            split: Estimate.of([run.scores[split][run.metric] for run in done])
             for split in ("train", "valid", "test")
         },
-        scored=Estimate.of([run.scores["test"].scored for run in done]),
+        scored=Estimate.of(
+            [r.scores["test"]["scored"] for r in done if "scored" in r.scores["test"]]
+        ),
         difference=None
         if runs is base
-        else Estimate.of([_test(r) - reference[r.seed] for r in done if r.seed in reference]),
+        else Estimate.of([r.test - reference[r.seed] for r in done if r.seed in reference]),
         published=f"{published.test} ({published.source})" if published else "",
         epochs=Estimate.of([len(run.history) for run in done]),
         seconds=Estimate.of([run.seconds for run in done]),
         diverged=[f"seed {run.seed}: {run.reason}" for run in runs if run.status == "diverged"],
         monte_carlo={
-            k: Estimate.of([r.monte_carlo[k].unscored for r in done if k in r.monte_carlo])
+            k: Estimate.of([r.monte_carlo[k][r.metric] for r in done if k in r.monte_carlo])
             for k in draws
         },
     )
-
-
-def _test(record: Record) -> float:
-    return record.scores["test"].unscored
 
 
 def write(
@@ -167,20 +167,14 @@ def write(
             {
                 "title": (titles or {}).get(recipe, recipe),
                 "baseline": rows[baseline][0].label,
+                "units": tasks.UNITS[rows[baseline][0].metric],
+                "metric": rows[baseline][0].metric,
                 "lines": summary(rows, baseline),
                 "runs": [run for runs in rows.values() for run in runs],
                 "curves": _svg(partial(draw_curves, rows), 2),
                 "radius": _svg(partial(draw_radius, rows), 1),
             }
         )
-    shown = [
-        {
-            "title": piece.title,
-            "roll": _svg(partial(draw_roll, piece.roll), 1, height=2.6),
-            "wav": base64.b64encode(sound.wav(piece.roll)).decode(),
-        }
-        for piece in pieces
-    ]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("noisin.lab", "."),
         autoescape=True,
@@ -188,9 +182,23 @@ def write(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    page = environment.get_template("report.html.jinja").render(sections=sections, pieces=shown)
+    page = environment.get_template("report.html.jinja").render(
+        sections=sections, pieces=[_shown(piece) for piece in pieces]
+    )
     with write_aside(path) as file:
         file.write(page.encode())
+
+
+def _shown(piece: Piece) -> dict[str, str]:
+    """Return what the page needs of a sample."""
+    if piece.roll is None:
+        return {"title": piece.title, "text": piece.text}
+    return {
+        "title": piece.title,
+        "text": "",
+        "roll": _svg(partial(draw_roll, piece.roll), 1, height=2.6),
+        "wav": base64.b64encode(sound.wav(piece.roll)).decode(),
+    }
 
 
 def _svg(draw: Callable[..., None], panels: int, height: float = 3.6) -> str:
@@ -211,21 +219,21 @@ def draw_curves(rows: dict[str, list[Record]], valid: Axes, train: Axes) -> None
             label = runs[0].label if index == 0 else None
             epochs = [epoch.epoch for epoch in run.history]
             line = {"color": color, "linewidth": 1, "alpha": 0.8}
-            valid.plot(epochs, [e.valid.unscored for e in run.history], label=label, **line)
+            valid.plot(epochs, [run.valid(epoch) for epoch in epochs], label=label, **line)
             train.plot(epochs, [e.train for e in run.history], **line)
             if run.best_epoch:
-                best = run.history[run.best_epoch - 1]
-                valid.plot(best.epoch, best.valid.unscored, "o", color=color, markersize=4)
-    valid.set(title="validation (noise off)", xlabel="epoch", ylabel="nats a step")
+                valid.plot(run.best_epoch, run.best, "o", color=color, markersize=4)
+    every = [run for runs in rows.values() for run in runs]
+    valid.set(title="validation (noise off)", xlabel="epoch", ylabel=tasks.UNITS[every[0].metric])
     train.set(title="training objective (noise on)", xlabel="epoch")
     for axes, values in (
-        (valid, [e.valid.unscored for runs in rows.values() for r in runs for e in r.history]),
-        (train, [e.train for runs in rows.values() for r in runs for e in r.history]),
+        (valid, [run.valid(e.epoch) for run in every for e in run.history]),
+        (train, [e.train for run in every for e in run.history]),
     ):
         axes.grid(alpha=0.3)
         if values:
-            low = min(values)
-            axes.set_ylim(low - 0.1, min(max(values), low + 3) + 0.1)
+            low, wide = min(values), 1.35 if every[0].metric == "unscored" else 2.5
+            axes.set_ylim(0.98 * low, 1.02 * min(max(values), wide * low))
     valid.legend(frameon=False)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from noisin.lab.data import LOWEST, Roll
 from noisin.lab.files import write_aside
+from noisin.lab.rolls import LOWEST, Roll
 
 RATE = 16000  # samples a second
 STRENGTHS = np.array([1.0, 0.5, 0.28, 0.15, 0.09, 0.05])  # of the partials, as of a soft organ

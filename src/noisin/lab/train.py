@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from noisin.diagnostics import spectral_radius
-from noisin.lab import LabError, checkpoint, records
-from noisin.lab.data import Corpus
-from noisin.lab.music import MusicTask
+from noisin.lab import LabError, checkpoint, records, tasks
 from noisin.lab.recipe import Config, Row
-from noisin.lab.records import Epoch, Record, Scores
+from noisin.lab.records import Epoch, Record
+from noisin.lab.task import Corpus, Loss, Task
 from noisin.layers import NoisyRNNBase
+from noisin.noisy import Noisy
 from noisin.optim import NesterovRMSprop
 from noisin.surgery import explain
 
@@ -86,7 +88,7 @@ def optimizer_of(config: Config, model: nn.Module) -> Optimizer:
     """Return the optimizer of a recipe."""
     if config.optimizer == "adam":
         return Adam(model.parameters(), lr=config.lr)
-    if config.optimizer == "sgd":
+    if config.optimizer in ("sgd", "nt-asgd"):
         return SGD(model.parameters(), lr=config.lr, momentum=config.momentum)
     return NesterovRMSprop(
         model.parameters(), lr=config.lr, momentum=config.momentum, decay=config.decay
@@ -101,6 +103,7 @@ class Trainer:
 
     Args:
         task: model, batches and score.
+        config: optimizer, schedule, length.
         seed: of weights, order and noise.
         path: checkpoint file; if there is one, training goes on from it.
         tell: told the progress after each epoch.
@@ -109,7 +112,8 @@ class Trainer:
 
     def __init__(
         self,
-        task: MusicTask,
+        task: Task,
+        config: Config,
         seed: int,
         path: Path,
         tell: Callable[[Epoch, float], None],
@@ -117,8 +121,9 @@ class Trainer:
     ) -> None:
         self.task, self.seed, self.path = task, seed, path
         self.tell, self.stopping = tell, stopping
-        self.config, self.model = task.config, task.model
-        self.optimizer = optimizer_of(task.config, task.model)
+        self.config, self.model = config, task.model
+        self.optimizer = optimizer_of(config, task.model)
+        self.average: AveragedModel | None = None
         self.epoch, self.index = 1, 0  # the next update: epoch, and place in it
         self.total, self.steps = 0.0, 0  # of the running epoch
         self.seconds, self.since = 0.0, 0.0
@@ -131,8 +136,11 @@ class Trainer:
 
     @property
     def best(self) -> float:
-        """The best validation score so far, first steps unscored."""
-        return self.history[self.best_epoch - 1].valid.unscored if self.best_epoch else math.inf
+        """The best validation score so far."""
+        return self._valid(self.best_epoch - 1) if self.best_epoch else math.inf
+
+    def _valid(self, index: int) -> float:
+        return self.history[index].valid[self.task.metric]
 
     @property
     def updates(self) -> int:
@@ -151,11 +159,13 @@ class Trainer:
             self.save()
         while self.epoch <= self.config.epochs and not self._patience_spent():
             self.model.train()
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.lr_at(self.epoch)
             for batch in self.task.batches(self.seed, self.epoch, self.index):
                 if self.stopping():
                     self.save()
                     raise Stopped
-                self._update(*self.task.loss(batch))
+                self._update(self.task.loss(batch))
             self._end_epoch()
             if time.monotonic() - self._saved > SAVE_EVERY:
                 self.save()
@@ -164,40 +174,64 @@ class Trainer:
     def _patience_spent(self) -> bool:
         return len(self.history) - self.best_epoch >= self.config.patience
 
-    def _update(self, total: Tensor, steps: int) -> None:
-        loss = total.item()
-        if not math.isfinite(loss):
-            raise Diverged(self._where(f"the loss is {loss}"))
+    def _update(self, loss: Loss) -> None:
+        total = loss.total.item()
+        if not math.isfinite(total):
+            raise Diverged(self._where(f"the loss is {total}"))
         self.optimizer.zero_grad()
-        (total / steps).backward()
+        (loss.total / loss.scale).backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip).item()
         if not math.isfinite(norm):
             raise Diverged(self._where(f"the norm of the gradient is {norm}"))
         self.optimizer.step()
-        self.total, self.steps = self.total + loss, self.steps + steps
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.total, self.steps = self.total + total, self.steps + loss.steps
         self.index += 1
 
     def _where(self, what: str) -> str:
         return f"{what} at update {self.updates + 1} (epoch {self.epoch}, update {self.index + 1})"
 
     def _end_epoch(self) -> None:
-        valid = self.task.score("valid")
-        if not math.isfinite(valid.unscored):
-            raise Diverged(self._where(f"the validation score is {valid.unscored}"))
+        with self._averaged():
+            valid = self.task.valid()
+            score = valid[self.task.metric]
+            if not math.isfinite(score):
+                raise Diverged(self._where(f"the validation score is {score}"))
+            if score < self.best:
+                self.best_epoch, self.best_weights = self.epoch, self._weights()
         self._tick()
         epoch = Epoch(
             epoch=self.epoch,
-            train=self.total / self.steps,
-            valid=Scores(**asdict(valid)),
+            train=self.task.in_metric(self.total / self.steps)[self.task.metric],
+            valid=valid,
+            lr=self.config.lr_at(self.epoch),
             spectral_radius=radii(self.model),
             spreads=spreads(self.model),
             seconds=self.since,
         )
-        if epoch.valid.unscored < self.best:
-            self.best_epoch, self.best_weights = self.epoch, self._weights()
         self.history.append(epoch)
         self.epoch, self.index, self.total, self.steps, self.since = self.epoch + 1, 0, 0.0, 0, 0.0
+        if self.config.optimizer == "nt-asgd" and self.average is None and self._stuck():
+            self.average = AveragedModel(self.model)
         self.tell(epoch, self.best)
+
+    def _stuck(self) -> bool:
+        """Return whether the last ``trigger`` epochs brought no better validation score."""
+        return len(self.history) - self.best_epoch >= self.config.trigger
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Put the averaged weights in the place of the running ones, if there are any."""
+        if self.average is None or not self.average.n_averaged:
+            yield
+            return
+        running = self._weights()
+        self.model.load_state_dict(self.average.module.state_dict())
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(running)
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -215,8 +249,11 @@ class Trainer:
             **checkpoint.prefixed("model", self.model.state_dict()),
             **checkpoint.prefixed("best", self.best_weights),
             **checkpoint.prefixed("optimizer", checkpoint.optimizer_tensors(self.optimizer)),
+            **checkpoint.prefixed("carried", self.task.carried()),
             "generator": torch.get_rng_state(),
         }
+        if self.average is not None:
+            tensors |= checkpoint.prefixed("average", self.average.state_dict())
         state = {
             "counters": {name: getattr(self, name) for name in COUNTERS},
             "history": [epoch.model_dump() for epoch in self.history],
@@ -229,6 +266,11 @@ class Trainer:
         try:
             self.model.load_state_dict(checkpoint.under("model", tensors))
             checkpoint.restore_optimizer(self.optimizer, checkpoint.under("optimizer", tensors))
+            self.task.carry(checkpoint.under("carried", tensors))
+            average = checkpoint.under("average", tensors)
+            if average:
+                self.average = AveragedModel(self.model)
+                self.average.load_state_dict(average)
             torch.set_rng_state(tensors["generator"])
             self.history = [Epoch.model_validate(epoch) for epoch in state["history"]]
             for name in COUNTERS:
@@ -253,7 +295,7 @@ def spreads(model: nn.Module) -> dict[str, float]:
     return {
         f"{name}.{spread}".lstrip("."): value
         for name, module in model.named_modules()
-        if isinstance(module, NoisyRNNBase)
+        if isinstance(module, Noisy)
         for spread, value in module.spreads().items()
     }
 
@@ -276,12 +318,13 @@ def run(
     config = job.row.config
 
     def tell_epoch(epoch: Epoch, best: float) -> None:
-        valid = epoch.valid.unscored
+        valid = epoch.valid[task.metric]
         tell(Progress(job.title, epoch.epoch, config.epochs, epoch.train, valid, best))
 
     torch.manual_seed(job.seed)
-    task = MusicTask(config, corpus)
-    trainer = Trainer(task, job.seed, job.path / "checkpoint.safetensors", tell_epoch, stopping)
+    task = tasks.build(config, corpus)
+    file = job.path / "checkpoint.safetensors"
+    trainer = Trainer(task, config, job.seed, file, tell_epoch, stopping)
     reason = ""
     try:
         trainer.run()
@@ -293,13 +336,13 @@ def run(
     return record
 
 
-def _record(job: Job, task: MusicTask, trainer: Trainer, corpus: Corpus, reason: str) -> Record:
+def _record(job: Job, task: Task, trainer: Trainer, corpus: Corpus, reason: str) -> Record:
     """Score the chosen weights and return the record."""
     config, model = job.row.config, task.model
     model.load_state_dict(trainer.best_weights)
     scores, monte_carlo = {}, {}
     if not reason:
-        scores = {split: task.score(split) for split in ("train", "valid")}
+        scores = {split: task.scores(split, (0,))[0] for split in ("train", "valid")}
         samples = (0, *config.test_samples) if config.noise != "none" else (0,)
         monte_carlo = task.scores("test", samples)
         scores["test"] = monte_carlo.pop(0)
@@ -312,7 +355,8 @@ def _record(job: Job, task: MusicTask, trainer: Trainer, corpus: Corpus, reason:
         config=config,
         published=job.row.published,
         corpus=job.corpus,
-        pieces=corpus.counts(),
+        sizes=corpus.sizes(),
+        metric=task.metric,
         status="diverged" if reason else "finished",
         reason=reason,
         environment=records.environment(),
@@ -321,8 +365,8 @@ def _record(job: Job, task: MusicTask, trainer: Trainer, corpus: Corpus, reason:
         updates=trainer.updates,
         seconds=trainer.seconds,
         best_epoch=trainer.best_epoch,
-        scores={split: Scores(**asdict(score)) for split, score in scores.items()},
-        monte_carlo={k: Scores(**asdict(score)) for k, score in monte_carlo.items()},
+        scores=scores,
+        monte_carlo=monte_carlo,
         weights=checkpoint.weights_hash(model.state_dict()),
         history=trainer.history,
     )

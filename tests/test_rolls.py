@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from lab_cases import benchmark_folder, corpus, midi_folder, rolls
-from noisin.lab import LabError, data
-from noisin.lab.data import Note
+from lab_cases import benchmark_folder, corpus, midi_folder
+from lab_cases import rolls as random_rolls
+from noisin.lab import LabError, rolls
+from noisin.lab.rolls import Note
+from noisin.lab.store import SPLITS
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +24,12 @@ def _own_cache(tmp_path, monkeypatch):
 
 def test_benchmarks_hold_what_is_published():
     folder = benchmark_folder()
-    counts = {name: data.load(name, folder).counts() for name in data.BENCHMARKS}
+    counts = {
+        name: {
+            split: tuple(size.values()) for split, size in rolls.load(name, folder).sizes().items()
+        }
+        for name in rolls.BENCHMARKS
+    }
     # from the data's own description
     assert counts == {
         "jsb-chorales": {"train": (229, 13807), "valid": (76, 4602), "test": (77, 4725)},
@@ -34,10 +41,10 @@ def test_benchmarks_hold_what_is_published():
 
 def test_round_trip(tmp_path):
     written = corpus()
-    data.write_npz(written, tmp_path / "x.npz")
-    back = data.read_npz(tmp_path / "x.npz", "tiny")
+    rolls.write_npz(written, tmp_path / "x.npz")
+    back = rolls.read_npz(tmp_path / "x.npz", "tiny")
     assert back.digest() == written.digest()
-    for split in data.SPLITS:
+    for split in SPLITS:
         assert len(back.splits[split]) == len(written.splits[split])
         for one, other in zip(back.splits[split], written.splits[split], strict=True):
             np.testing.assert_array_equal(one, other)
@@ -53,16 +60,16 @@ def test_digest_sees_one_note_and_one_boundary():
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 1000, -1])
 def test_truncated_file_is_refused(tmp_path, kept):
-    data.write_npz(corpus(), tmp_path / "whole.npz")
+    rolls.write_npz(corpus(), tmp_path / "whole.npz")
     raw = (tmp_path / "whole.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(raw[:kept])
     with pytest.raises(LabError, match=r"cut\.npz: a corpus file must be a whole \.npz"):
-        data.read_npz(tmp_path / "cut.npz", "cut")
+        rolls.read_npz(tmp_path / "cut.npz", "cut")
 
 
 def test_flipped_bytes_are_refused_or_carry_nothing(tmp_path):
     """A damaged file is never read as other notes."""
-    data.write_npz(corpus(), tmp_path / "whole.npz")
+    rolls.write_npz(corpus(), tmp_path / "whole.npz")
     raw, whole = (tmp_path / "whole.npz").read_bytes(), corpus().digest()
     refused = 0
     for place in np.random.default_rng(0).integers(0, len(raw), 80):
@@ -70,49 +77,49 @@ def test_flipped_bytes_are_refused_or_carry_nothing(tmp_path):
         damaged[place] ^= 0xFF
         (tmp_path / "bad.npz").write_bytes(damaged)
         try:
-            assert data.read_npz(tmp_path / "bad.npz", "bad").digest() == whole
+            assert rolls.read_npz(tmp_path / "bad.npz", "bad").digest() == whole
         except LabError:
             refused += 1
     assert refused >= 30
 
 
 def test_pickled_arrays_are_refused(tmp_path):
-    arrays = {f"{s}_{k}": np.array([{}], object) for s in data.SPLITS for k in ("notes", "lengths")}
+    arrays = {f"{s}_{k}": np.array([{}], object) for s in SPLITS for k in ("notes", "lengths")}
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(LabError, match=r"whole \.npz"):
-        data.read_npz(tmp_path / "x.npz", "x")
+        rolls.read_npz(tmp_path / "x.npz", "x")
 
 
 @pytest.mark.parametrize("lengths", [[3, 3], [7, -1], [0, 6], []])
 def test_lengths_that_do_not_fit_are_refused(tmp_path, lengths):
-    arrays = {f"{split}_notes": np.zeros((6, 11), np.uint8) for split in data.SPLITS}
-    arrays |= {f"{split}_lengths": np.array([6], np.int32) for split in data.SPLITS}
+    arrays = {f"{split}_notes": np.zeros((6, 11), np.uint8) for split in SPLITS}
+    arrays |= {f"{split}_lengths": np.array([6], np.int32) for split in SPLITS}
     if lengths != [3, 3]:
         arrays["test_lengths"] = np.array(lengths, np.int32)
     np.savez(tmp_path / "x.npz", **arrays)
     if lengths == [3, 3]:
-        assert data.read_npz(tmp_path / "x.npz", "x").counts()["test"] == (1, 6)
+        assert rolls.read_npz(tmp_path / "x.npz", "x").sizes()["test"] == {"pieces": 1, "steps": 6}
     else:
         with pytest.raises(LabError):
-            data.read_npz(tmp_path / "x.npz", "x")
+            rolls.read_npz(tmp_path / "x.npz", "x")
 
 
 def test_wrong_hash_is_refused(tmp_path):
-    data.write_npz(corpus(), tmp_path / "jsb_chorales.npz")
+    rolls.write_npz(corpus(), tmp_path / "jsb_chorales.npz")
     with pytest.raises(LabError, match=r"must have sha256 d6029dc4.*got"):
-        data.load("jsb-chorales", tmp_path)
+        rolls.load("jsb-chorales", tmp_path)
 
 
 def test_places_are_tried_in_order(tmp_path, monkeypatch):
     for place in ("given", "environment", "cache"):
         (tmp_path / place).mkdir()
-        data.write_npz(corpus(), tmp_path / place / "nottingham.npz")
+        rolls.write_npz(corpus(), tmp_path / place / "nottingham.npz")
     monkeypatch.setenv("NOISIN_DATA", str(tmp_path / "environment"))
-    found = [data.locate("nottingham", tmp_path / "given"), data.locate("nottingham")]
+    found = [rolls.locate("nottingham", tmp_path / "given"), rolls.locate("nottingham")]
     monkeypatch.delenv("NOISIN_DATA")
-    found.append(data.locate("nottingham"))
+    found.append(rolls.locate("nottingham"))
     shutil.rmtree(tmp_path / "cache")
-    found.append(data.locate("nottingham"))
+    found.append(rolls.locate("nottingham"))
     names = [path and path.parent.name for path in found]
     assert names == ["given", "environment", "cache", None]
 
@@ -130,7 +137,7 @@ def served(tmp_path, monkeypatch):
     handler = functools.partial(Silent, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(data, "SOURCE", f"http://127.0.0.1:{server.server_port}/")
+        monkeypatch.setattr(rolls, "SOURCE", f"http://127.0.0.1:{server.server_port}/")
         yield folder
         server.shutdown()
 
@@ -138,7 +145,7 @@ def served(tmp_path, monkeypatch):
 def write_mat(path, splits):
     """Write a set as its source does: a cell array of float pieces for each split."""
     cells = {}
-    for split, key in zip(data.SPLITS, ("traindata", "validdata", "testdata"), strict=True):
+    for split, key in zip(SPLITS, ("traindata", "validdata", "testdata"), strict=True):
         cells[key] = np.empty((1, len(splits[split])), object)
         for index, piece in enumerate(splits[split]):
             cells[key][0, index] = piece.astype(float)
@@ -146,17 +153,17 @@ def write_mat(path, splits):
 
 
 def test_fetch_downloads_checks_and_caches(tmp_path, served):
-    whole = data.load("piano-midi", benchmark_folder())
+    whole = rolls.load("piano-midi", benchmark_folder())
     write_mat(served / "Piano_midi.mat", whole.splits)
-    path = data.fetch("piano-midi")
+    path = rolls.fetch("piano-midi")
     assert path == tmp_path / "cache" / "piano_midi.npz"
-    assert data.load("piano-midi").digest() == whole.digest()
+    assert rolls.load("piano-midi").digest() == whole.digest()
 
 
 def test_fetch_refuses_another_set_and_keeps_nothing(tmp_path, served):
     write_mat(served / "JSB_Chorales.mat", corpus().splits)
     with pytest.raises(LabError, match="must have sha256 d6029dc4"):
-        data.fetch("jsb-chorales")
+        rolls.fetch("jsb-chorales")
     assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file()] == []
 
 
@@ -164,14 +171,14 @@ def test_fetch_refuses_another_set_and_keeps_nothing(tmp_path, served):
 def test_fetch_refuses_what_is_no_set(tmp_path, served, content):
     (served / "JSB_Chorales.mat").write_bytes(content)
     with pytest.raises(LabError, match="no set of piano rolls"):
-        data.fetch("jsb-chorales")
+        rolls.fetch("jsb-chorales")
     assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file()] == []
 
 
 def test_fetch_without_a_network_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(data, "SOURCE", "http://127.0.0.1:9/")  # nothing listens there
+    monkeypatch.setattr(rolls, "SOURCE", "http://127.0.0.1:9/")  # nothing listens there
     with pytest.raises(LabError, match=r"could not be downloaded.*Put jsb_chorales\.npz into"):
-        data.load("jsb-chorales")
+        rolls.load("jsb-chorales")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +198,7 @@ def test_fetch_without_a_network_says_what_to_do(monkeypatch):
 )
 def test_roll_has_the_keys_that_sound_at_each_quarter(note, tolerance, steps):
     other = Note(72, 0, 4)
-    keys = data.roll([note, other], tolerance=tolerance)
+    keys = rolls.roll([note, other], tolerance=tolerance)
     assert keys.shape == (4, 88)
     assert keys[:, 72 - 21].tolist() == [1, 1, 1, 1]
     keys[:, 72 - 21] = 0
@@ -200,20 +207,20 @@ def test_roll_has_the_keys_that_sound_at_each_quarter(note, tolerance, steps):
 
 def test_midi_files_come_back_as_they_were_written(tmp_path):
     folder = midi_folder(tmp_path / "midi")
-    read = data.load(str(folder))
-    pieces = [roll for split in data.SPLITS for roll in read.splits[split]]
-    expected = {np.trim_zeros(r.any(1), "b").size: r for r in rolls(range(20, 27), 5)}
+    read = rolls.load(str(folder))
+    pieces = [roll for split in SPLITS for roll in read.splits[split]]
+    expected = {np.trim_zeros(r.any(1), "b").size: r for r in random_rolls(range(20, 27), 5)}
     assert len(pieces) == len(expected) == 7
     for piece in pieces:
         np.testing.assert_array_equal(piece, expected[len(piece)][: len(piece)])
-    assert [len(read.splits[s]) for s in data.SPLITS] == [5, 1, 1]
-    assert data.load(str(folder)).digest() == read.digest()
+    assert [len(read.splits[s]) for s in SPLITS] == [5, 1, 1]
+    assert rolls.load(str(folder)).digest() == read.digest()
 
 
 def test_midi_folder_skips_what_cannot_be_read_and_says_so(tmp_path):
     folder = midi_folder(tmp_path / "midi")
     (folder / "junk.mid").write_bytes(b"this is no music")
-    assert [s.split(":")[0] for s in data.load(str(folder)).skipped] == ["junk.mid"]
+    assert [s.split(":")[0] for s in rolls.load(str(folder)).skipped] == ["junk.mid"]
 
 
 @pytest.mark.parametrize("readable", [0, 2])
@@ -222,16 +229,16 @@ def test_midi_folder_without_enough_is_refused(tmp_path, readable):
     (folder / "junk.mid").write_bytes(b"junk")
     rule = "at least 3 pieces" if readable else "must hold MIDI files .* none of them readable"
     with pytest.raises(LabError, match=rule):
-        data.load(str(folder))
+        rolls.load(str(folder))
 
 
 def test_bach_is_read_once_and_holds_each_piece_once():
     said = []
-    bach = data.load("bach", say=said.append)
-    again = data.load("bach", say=said.append)
+    bach = rolls.load("bach", say=said.append)
+    again = rolls.load("bach", say=said.append)
     assert len(said) == 1
     assert bach.digest() == again.digest()
-    pieces = [roll for split in data.SPLITS for roll in bach.splits[split]]
+    pieces = [roll for split in SPLITS for roll in bach.splits[split]]
     assert len(pieces) == 365
     assert len({(len(p), p.tobytes()) for p in pieces}) == len(pieces)
     assert max(int(p.sum(1).max()) for p in pieces) == 4  # four voices
@@ -240,4 +247,4 @@ def test_bach_is_read_once_and_holds_each_piece_once():
 
 def test_unknown_corpus_lists_the_known():
     with pytest.raises(LabError, match=r"bach, jsb-chorales, nottingham.*got 'jsb'"):
-        data.load("jsb")
+        rolls.load("jsb")

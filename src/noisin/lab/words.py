@@ -1,0 +1,280 @@
+"""Words: predict the next token of a text.
+
+The network reads token t - 1 (``<eos>`` before the first) and gives the distribution of token t.
+Perplexity is the exponential of the mean negative log-likelihood over all tokens of a split, each
+predicted once, one ``<eos>`` a line among them, with the state carried from the first to the last.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from noisin.dense import Embedding
+from noisin.inference import fold, predictive, sampling, unfold
+from noisin.lab.models import recurrent
+from noisin.lab.recipe import WordsConfig
+from noisin.lab.task import Loss, Scores, nested
+from noisin.lab.tokens import EOS, Words
+from noisin.likelihood import CategoricalHead
+from noisin.noise import Noise, Term, joined, terms_of
+from noisin.reference import State
+from noisin.shapes import Float, Int
+from noisin.text import parse
+
+WINDOW = 256  # steps at a time in evaluation; the score does not depend on it
+
+
+class Window(NamedTuple):
+    """A stretch of parallel streams: tokens t - 1 and tokens t, [T, B]."""
+
+    inputs: Int[Tensor, "T B"]
+    targets: Int[Tensor, "T B"]
+
+
+class WordModel(nn.Module):
+    """Embedding, recurrent layers, softmax.
+
+    Args:
+        config: cell, sizes, noise and start.
+        vocabulary: V.
+
+    Raises:
+        ValueError: noise that cannot act in this network, or sizes that cannot be tied.
+    """
+
+    def __init__(self, config: WordsConfig, vocabulary: int) -> None:
+        super().__init__()
+        size = config.embedding_size or config.hidden_size
+        rows, inside = share(parse(config.noise))
+        self.embedding = Embedding(vocabulary, size, noise=rows)
+        self.rnn = recurrent(config, size, inside)
+        self.head = CategoricalHead(config.hidden_size, vocabulary)
+        if config.init_uniform is not None:
+            for name, parameter in self.named_parameters():
+                if ".rho_" not in name:  # spreads keep their own start
+                    nn.init.uniform_(parameter, -config.init_uniform, config.init_uniform)
+        if config.tied:
+            if size != config.hidden_size:
+                raise ValueError(
+                    f"tied weights need embedding_size = hidden_size, got {size} and "
+                    f"{config.hidden_size}"
+                )
+            self.head.weight = self.embedding.weight
+
+    def forward(
+        self, inputs: Int[Tensor, "T B"], state: State | Tensor | None = None
+    ) -> tuple[Float[Tensor, "T B V"], State | Tensor]:
+        """Return the logits of the next token at each step, and the state."""
+        output, final = self.rnn(self.embedding(inputs), state)
+        return self.head(output), final
+
+
+def share(noise: Term | None) -> tuple[Term | None, Term | None]:
+    """Split noise into the share of the embedding (``row``) and that of the recurrent layers."""
+    rows = [t for t in terms_of(noise) if isinstance(t, Noise) and t.site.name == "row"]
+    rest = [t for t in terms_of(noise) if t not in rows]
+    return joined(rows), joined(rest)
+
+
+class WordTask:
+    """The word task: a model, its training windows and its perplexity.
+
+    Args:
+        config: all settings.
+        corpus: the tokens.
+    """
+
+    metric = "perplexity"
+    units = "perplexity"
+
+    def __init__(self, config: WordsConfig, corpus: Words) -> None:
+        self.config, self.corpus = config, corpus
+        self.model = WordModel(config, len(corpus.vocabulary))
+        self._start = corpus.vocabulary.index(EOS)
+        self._state: State | Tensor | None = None
+        self._length = len(corpus.splits["train"]) // config.batch_size
+        if self._length < 1:
+            raise ValueError(
+                f"batch_size must be at most the {len(corpus.splits['train'])} tokens of the "
+                f"training split, got {config.batch_size}"
+            )
+
+    @property
+    def updates(self) -> int:
+        """Updates in one epoch."""
+        return -(-self._length // self.config.window)
+
+    def batches(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Window]:
+        """Yield the windows of an epoch from ``skip`` on; their order is that of the text.
+
+        The text is cut into B streams of equal length (the last few tokens, fewer than B, are left
+        out); each stream goes on where its last window ended.
+        """
+        if skip == 0:
+            self._state = None
+        size = self.config.window
+        text = self.corpus.splits["train"]
+        starts = np.arange(self.config.batch_size) * self._length
+        for index in range(skip, self.updates):
+            first = index * size
+            yield self._window(text, starts + first, min(size, self._length - first))
+
+    def _window(self, text: NDArray[np.uint32], starts: NDArray[np.int64], size: int) -> Window:
+        """Return ``size`` tokens of each stream and those one before."""
+        places = starts[None] + np.arange(-1, size)[:, None]
+        ids = text[np.maximum(places, 0)].astype(np.int64)
+        ids[places < 0] = self._start
+        both = torch.from_numpy(ids)
+        return Window(both[:-1], both[1:])
+
+    def loss(self, batch: Window) -> Loss:
+        """Return the loss of a window, and carry the state on."""
+        samples = self.config.train_samples
+        logits, state = self.model(fold(batch.inputs, samples), self._state)
+        self._state = (
+            tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
+        )
+        logits = unfold(logits, samples)
+        likelihood = self.model.head.log_likelihood(logits, batch.targets.expand(logits.shape[:-1]))
+        count = batch.targets.numel()
+        scale = batch.targets.shape[1] if self.config.loss == "window" else count
+        return Loss(-likelihood.mean(0).sum(), count, scale)
+
+    def carried(self) -> dict[str, Tensor]:
+        """Return the state between windows."""
+        if self._state is None:
+            return {}
+        parts = self._state if isinstance(self._state, tuple) else (self._state,)
+        return {str(index): part for index, part in enumerate(parts)}
+
+    def carry(self, tensors: dict[str, Tensor]) -> None:
+        """Take up what ``carried`` gave."""
+        parts = tuple(tensors[str(index)] for index in range(len(tensors)))
+        self._state = None if not parts else parts if self.config.cell == "lstm" else parts[0]
+
+    def in_metric(self, nll: float) -> Scores:
+        """Return a mean negative log-likelihood as scores."""
+        return {"perplexity": math.exp(min(nll, 700.0)), "nll": nll}
+
+    def valid(self) -> Scores:
+        """Score the plain network on the validation split, for choosing an epoch."""
+        total = 0.0
+        for likelihood in self.log_likelihoods("valid", streams=self.config.valid_streams):
+            total -= likelihood.sum().item()
+        return self.in_metric(total / len(self.corpus.splits["valid"]))
+
+    def scores(
+        self,
+        split: str,
+        samples: Sequence[int],
+        others: Sequence[WordModel] = (),
+        window: int = WINDOW,
+    ) -> dict[int, Scores]:
+        """Score averages of predictive distributions, in one stream.
+
+        Args:
+            split: ``train``, ``valid`` or ``test``.
+            samples: numbers of draws K to average over; 0 is the plain network. All divide the
+                largest.
+            others: further models whose predictive distributions are averaged in.
+            window: steps at a time; the score does not depend on it.
+
+        Returns:
+            The scores of each K.
+        """
+        totals = dict.fromkeys(samples, 0.0)
+        models = [self.model, *others]
+        draws = max(samples)
+        if 0 in samples:
+            for parts in zip(
+                *(self.log_likelihoods(split, m, window) for m in models), strict=True
+            ):
+                totals[0] -= predictive(torch.stack(parts)).sum().item()
+        if draws:
+            drawn = [self.log_likelihoods(split, m, window, samples=draws) for m in models]
+            for parts in zip(*drawn, strict=True):
+                for k in filter(None, samples):
+                    totals[k] -= nested(torch.stack(parts, 1), k).sum().item()
+        count = len(self.corpus.splits[split])
+        return {k: self.in_metric(total / count) for k, total in totals.items()}
+
+    @torch.no_grad()
+    def log_likelihoods(
+        self,
+        split: str,
+        model: WordModel | None = None,
+        window: int = WINDOW,
+        *,
+        samples: int = 0,
+        streams: int = 1,
+    ) -> Iterator[Float[Tensor, "..."]]:
+        """Yield the log-likelihood of every token of a split, each once, a window at a time.
+
+        Args:
+            split: which.
+            model: the task's own without it.
+            window: steps at a time.
+            samples: K draws of the noise in parallel; 0 is the plain network.
+            streams: cut the text into so many streams, each from a state of zeros.
+
+        Yields:
+            [T] for the plain network in one stream, [streams·T] in several; [K, T] with draws.
+        """
+        model = model or self.model
+        model.eval()
+        text = self.corpus.splits[split]
+        length = len(text) // streams
+        # the few tokens behind the last whole stream are one more
+        runs = [(np.arange(streams) * length, length)]
+        runs.append((np.array([streams * length]), len(text) - streams * length))
+        for starts, length in runs:
+            state = None
+            for start in range(0, length, window):
+                part = self._window(text, starts + start, min(window, length - start))
+                if samples:
+                    with sampling(model):
+                        logits, state = model(fold(part.inputs, samples), state)
+                else:
+                    logits, state = model(part.inputs, state)
+                targets = fold(part.targets, max(samples, 1))
+                likelihood = model.head.log_likelihood(logits, targets).double()
+                yield likelihood.t() if samples else likelihood.flatten()
+
+    @torch.no_grad()
+    def generate(
+        self,
+        count: int,
+        generator: torch.Generator,
+        temperature: float = 1.0,
+        prompt: Sequence[str] = (),
+    ) -> list[str]:
+        """Draw tokens from the plain network, each given the ones before.
+
+        Args:
+            count: how many.
+            generator: source of randomness.
+            temperature: divides the logits; below 1 likely words come more often.
+            prompt: words to start from; unknown ones are refused.
+
+        Raises:
+            ValueError: a word of the prompt that is not in the vocabulary.
+        """
+        self.model.eval()
+        numbers = {word: number for number, word in enumerate(self.corpus.vocabulary)}
+        missing = [word for word in prompt if word not in numbers]
+        if missing:
+            raise ValueError(f"the prompt must be of known words; got {', '.join(missing)}")
+        given = [self._start, *(numbers[word] for word in prompt)]
+        ids, state, drawn = torch.tensor(given)[:, None], None, []
+        for _ in range(count):
+            logits, state = self.model(ids, state)
+            ids = self.model.head.sample(logits[-1:] / temperature, generator)
+            drawn.append(self.corpus.vocabulary[int(ids)])
+        return drawn
