@@ -43,7 +43,7 @@ def drawn(layer, x, seed=0):
     return {k: tuple(v.detach().requires_grad_() for v in vs) for k, vs in draws.items()}
 
 
-@settings(max_examples=200)
+@settings(max_examples=400)
 @given(cases(kinds=ALL_KINDS, dtypes=(torch.float32,)), st.booleans(), st.data())
 def test_recur_is_the_plain_loop(case, packed, data):
     """On either path, with lengths in any order, and gradients of every input."""

@@ -31,7 +31,7 @@ from noisin.noise import MODIFIERS, terms_of
 
 LAYERED = ("between", "hidden", "recurrent", "candidate", "weight_ih", "weight_hh")
 A, B = at.hidden * Gaussian(0.9), at.between + Bernoulli(keep=0.5)
-NUMBERS = (0.5, 1, True, np.float64(0.5), np.ones(2), torch.ones(2), torch.tensor(1.0))
+NUMBERS = (0.5, 1, True, np.float64(0.5), np.ones(2), np.ones(0), torch.ones(2), torch.tensor(1.0))
 
 
 def test_a_term_is_what_was_written():

@@ -44,7 +44,7 @@ def test_set_changes_every_row_and_only_keeps_some(path):
     changes = ["hidden_size=9", "data=some/folder", "seeds=[1]", "noise=input * Gaussian(0.5)"]
     read = recipe.load(str(path), changes, ["a"])
     assert list(read.rows) == ["a"]
-    assert (read.baseline, read.seeds) == ("a", (1,))
+    assert (read.baseline, read.seeds) == ("b", (1,))
     config = read.rows["a"].config
     assert (config.hidden_size, config.data) == (9, "some/folder")
     assert config.noise == "input * Gaussian(0.5)"
@@ -53,6 +53,8 @@ def test_set_changes_every_row_and_only_keeps_some(path):
 def test_hash_is_of_what_decides_the_run(path):
     base = recipe.MusicConfig(data="bach")
     assert base.hash(1) == recipe.MusicConfig(data="bach", lr=2e-3).hash(1)
+    # what the data hold decides, not where they lie
+    assert base.hash(1) == recipe.MusicConfig(data="elsewhere").hash(1)
     assert len({base.hash(1), base.hash(2), recipe.MusicConfig(data="bach", lr=1e-3).hash(1)}) == 3
 
 
@@ -64,7 +66,9 @@ BAD = [
     ("lr = -1", "lr = 0.5", "lr: .*greater than 0, got -1"),
     ("lr = nan", "lr = 0.5", "lr: .*finite.*got nan"),
     ("cell = 'lstn'", "lr = 0.5", "cell: .*'lstm'.*got 'lstn'"),
-    ("test_samples = [2, 5]", "lr = 0.5", "each must divide the largest, got"),
+    ("test_samples = [2, 3, 6]", "lr = 0.5", "each must divide the next larger, got"),
+    ("[rows.'../x']", "[rows.b]", "a row's name is letters.*got '../x'"),
+    ("baseline = ['a']", 'baseline = "b"', "baseline must be a row"),
     ("noise = 'hidden * Gausian(1)'", "lr = 0.5", "unknown word 'Gausian' here, did you mean"),
     ("noise = 'hidden * Gaussian(0)'", "lr = 0.5", "std must be a finite number > 0, got 0"),
     ("noise = 'hiden * Gaussian(1)'", "lr = 0.5", "unknown word 'hiden' here, did you mean hidden"),
@@ -89,7 +93,8 @@ def test_what_is_wrong_is_told(path, new, old, rule):
     [
         (["hidden"], [], "--set takes key=value, got 'hidden'"),
         (["hiden_size=3"], [], "--set: unknown key 'hiden_size'; did you mean hidden_size?"),
-        ([], ["c"], "--only: unknown key 'c'"),
+        ([], ["c"], "--only takes a row of .*one of .'a', 'b'.; got 'c'"),
+        (["noise=none"], [], "--set noise would make all rows one method"),
     ],
 )
 def test_bad_options_are_told(path, changes, only, rule):

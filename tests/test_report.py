@@ -18,12 +18,14 @@ def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     published = Published(test=8.58, source="a paper")
     rows = {
-        "plain": Row(config=config(noise="none"), label="plain", published=published),
-        "noisy": Row(config=config(), label="<noisy>"),
+        "plain": Row(
+            config=config(noise="none"), label="plain", baseline="plain", published=published
+        ),
+        "noisy": Row(config=config(), label="<noisy>", baseline="plain", note="Chosen <so>."),
     }
     for seed in (1, 2, 3):
         for name, row in rows.items():
-            train.run(Job("tiny", name, row, seed, corpus().digest(), folder), corpus())
+            train.run(Job("tiny", "A title", name, row, seed, corpus().digest(), folder), corpus())
     return folder
 
 
@@ -61,9 +63,7 @@ def test_no_records_are_refused(tmp_path):
 
 def test_table_is_the_mean_and_the_paired_difference(done):
     rows = report.by_row(records.read([done]))
-    assert report.baseline_of(rows) == "plain"
-    assert report.baseline_of(rows, "noisy") == "noisy"
-    lines = {line.name: line for line in report.summary(rows, "plain")}
+    lines = {line.name: line for line in report.summary(rows)}
     assert len(lines) == 2
     plain = [r.test for r in rows["plain"]]
     noisy = [r.test for r in rows["noisy"]]
@@ -79,7 +79,7 @@ def test_table_is_the_mean_and_the_paired_difference(done):
 def test_difference_is_over_the_seeds_both_have(done):
     rows = report.by_row(records.read([done]))
     rows["plain"] = [r for r in rows["plain"] if r.seed != 2]
-    (line,) = [line for line in report.summary(rows, "plain") if line.name == "noisy"]
+    (line,) = [line for line in report.summary(rows) if line.name == "noisy"]
     assert line.difference is not None
     assert line.difference.count == 2
 
@@ -96,7 +96,7 @@ def test_diverged_runs_are_told_and_left_out(done, tmp_path):
         update={"status": "diverged", "reason": "the loss is nan at update 3", "scores": {}}
     )
     found = [broken, *found[1:]]
-    line = report.summary(report.by_row(found), "plain")
+    line = report.summary(report.by_row(found))
     (diverged,) = [one for one in line if one.diverged]
     assert diverged.scores["test"] is not None
     assert diverged.scores["test"].count == 2
@@ -108,7 +108,7 @@ def test_diverged_runs_are_told_and_left_out(done, tmp_path):
 def test_page_holds_everything_and_every_number(done, tmp_path):
     found = records.read([done])
     pieces = [Piece("plain & simple", rolls([12])[0]), Piece("noisy", rolls([12], 1)[0])]
-    report.write(found, tmp_path / "r.html", titles={"tiny": "A title"}, pieces=pieces)
+    report.write(found, tmp_path / "r.html", pieces=pieces)
     page = (tmp_path / "r.html").read_text()
     assert re.findall(r'(?:src|href)="(?!data:)[^"#]*"', page) == []  # nothing outside the file
     assert page.count("<svg") == 2 + 2  # curves, radius, two rolls
@@ -117,9 +117,10 @@ def test_page_holds_everything_and_every_number(done, tmp_path):
     assert "&lt;noisy&gt;" in page  # labels are text, not markup
     assert "<noisy>" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.S)
     assert "8.58 (a paper)" in page
+    assert "&lt;noisy&gt;: Chosen &lt;so&gt;." in page
     rows = report.by_row(found)
     numbers = 0
-    for line in report.summary(rows, "plain"):
+    for line in report.summary(rows):
         for estimate in (*line.scores.values(), line.scored, *line.monte_carlo.values()):
             numbers += 1
             assert str(estimate) in page
@@ -135,3 +136,51 @@ def test_same_records_give_the_same_page(done, tmp_path):
     for name in ("a.html", "b.html"):
         report.write(found, tmp_path / name)
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_runs_under_other_settings_are_rows_of_their_own(done):
+    """Two settings of one row are never averaged as if they were seeds."""
+    found = records.read([done])
+    other = [
+        record.model_copy(update={"config": record.config.model_copy(update={"lr": 0.5})})
+        for record in found
+        if record.row == "noisy"
+    ]
+    rows = report.by_row([*found, *other])
+    assert sorted(rows) == ["noisy (lr=0.02)", "noisy (lr=0.5)", "plain"]
+    assert [len(runs) for runs in rows.values()] == [3, 3, 3]
+    settings = {line.name: line.settings for line in report.summary(rows)}
+    assert settings["noisy (lr=0.5)"] == "lr 0.5"
+
+
+def test_corpora_are_tables_of_their_own(done):
+    found = records.read([done])
+    other = [record.model_copy(update={"corpus": "another"}) for record in found]
+    other = [
+        r.model_copy(update={"config": r.config.model_copy(update={"data": "b"})}) for r in other
+    ]
+    tables = report.sections([*found, *other])
+    assert list(tables) == ["A title (tiny)", "A title (b)"]
+    assert [len(runs) for rows in tables.values() for runs in rows.values()] == [3] * 4
+
+
+def test_draws_are_under_their_own_heading(done, tmp_path):
+    found = records.read([done])
+    cut = [
+        record.model_copy(update={"monte_carlo": {2: record.monte_carlo[2]}, "row": "other"})
+        for record in found
+        if record.row == "noisy"
+    ]
+    report.write([*found, *cut], tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert re.findall(r"<th>K = (\d+)</th>", page) == ["1", "2", "4"]
+    (line,) = [x for x in report.summary(report.by_row(cut)) if x.name == "other"]
+    cells = f"<td>—</td><td>{line.monte_carlo[2]}</td><td>—</td>"
+    assert cells in page
+
+
+def test_rows_that_were_cut_short_are_marked(done, tmp_path):
+    found = records.read([done])
+    assert all(line.limited == 3 for line in report.summary(report.by_row(found)))
+    report.write(found, tmp_path / "r.html")
+    assert "<td>4*</td>" in (tmp_path / "r.html").read_text()

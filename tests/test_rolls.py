@@ -248,3 +248,32 @@ def test_bach_is_read_once_and_holds_each_piece_once():
 def test_unknown_corpus_lists_the_known():
     with pytest.raises(LabError, match=r"bach, jsb-chorales, nottingham.*got 'jsb'"):
         rolls.load("jsb")
+
+
+def test_related_pieces_stay_together():
+    """A copy, a transposed copy and an excerpt never end in another split than their origin."""
+    own = {f"piece {i}": roll for i, roll in enumerate(random_rolls([40] * 30, 1, rate=0.1))}
+    for i in range(12):
+        keys = own[f"piece {i}"]
+        keys[:, 80:] = 0  # so that none falls off a third higher
+        own |= {f"copy {i}": keys.copy(), f"excerpt {i}": keys[7:25]}
+        own[f"higher {i}"] = np.roll(keys, 4, 1)
+    groups = rolls.related(own)
+    assert sorted(len(group) for group in groups) == [1] * 18 + [4] * 12
+    corpus = rolls.split_by_name("x", own)
+    where = {}
+    for split, pieces in corpus.splits.items():
+        for piece in pieces:
+            where[piece.tobytes()] = split
+    for i in range(12):
+        names = [f"{kind} {i}" for kind in ("piece", "copy", "higher", "excerpt")]
+        assert len({where[own[name].tobytes()] for name in names}) == 1
+    assert sorted(len(pieces) for pieces in corpus.splits.values())[0] >= 12
+
+
+def test_no_split_stays_empty():
+    for pieces in range(3, 12):
+        own = {f"piece {i}": roll for i, roll in enumerate(random_rolls([20] * pieces, pieces))}
+        sizes = [len(split) for split in rolls.split_by_name("x", own).splits.values()]
+        assert min(sizes) >= 1
+        assert sum(sizes) == pieces

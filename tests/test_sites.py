@@ -192,46 +192,38 @@ def test_between_and_output_act_on_the_concatenation(site):
     assert_plain(layer, x, hx, draws)
 
 
-EVERYWHERE = (
-    "input + Gaussian(0.5) & between * Gaussian(0.5) & hidden + Gaussian(0.5) @ cumulative"
-    " & recurrent * Bernoulli(keep=0.7) @ sequence & output + Gaussian(0.5)"
-)
+OUTSIDE = "input + Gaussian(0.5) & between * Gaussian(0.5) & output + Gaussian(0.5)"
+INSIDE = "hidden + Gaussian(0.5) @ cumulative & recurrent * Bernoulli(keep=0.7) @ sequence"
+EVERYWHERE = f"{OUTSIDE} & {INSIDE}"
 
 
+@pytest.mark.parametrize("noise", [OUTSIDE, EVERYWHERE])  # torch's kernel, and the plain loop
 @pytest.mark.parametrize("kind", ALL_KINDS)
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("lengths", [(5, 3, 1), (1, 5, 3), (2, 5, 5)])
-def test_packed_equals_padded(kind, bidirectional, lengths):
-    layer = make(kind, F, H, num_layers=2, bidirectional=bidirectional, noise=EVERYWHERE)
-    x, lengths = seeded(T, B, F), torch.tensor(lengths)
+def test_packed_equals_padded(kind, bidirectional, lengths, noise):
+    layer = make(kind, F, H, num_layers=2, bidirectional=bidirectional, noise=noise)
+    x, hx, lengths = seeded(T, B, F), given_state(layer), torch.tensor(lengths)
     packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
     draws = drawn(layer, x)
     of_packed = drawn(layer, packed)
     assert draws.keys() == of_packed.keys()
     for place, values in draws.items():  # the same numbers, whatever the lengths
         assert_bit_equal(of_packed[place], values)
-    output, state = layer(packed, draws=draws)
-    state = state if layer.mode == "LSTM" else (state,)
+    output, *state = call(layer, packed, hx, draws)
     padded, _ = pad_packed_sequence(output)
-    actual = assert_plain(layer, x, zeros(layer, x), draws, lengths, actual=(padded, *state))
+    actual = (padded, *(s for s in state if s is not None))
+    assert_plain(layer, x, hx, draws, lengths, actual=actual)
     # a sequence's own prefix, run alone and unbatched on its columns of the draws
     alone = 1
-    n = int(lengths[alone])
+    n, column = int(lengths[alone]), slice(alone, alone + 1)
     own = {
-        k: tuple(v[:n, alone : alone + 1] if len(v) > 1 else v[:, alone : alone + 1] for v in vs)
+        k: tuple(v[:n, column] if len(v) > 1 else v[:, column] for v in vs)
         for k, vs in draws.items()
     }
-    single, _ = layer(x[:n, alone], draws=own)
+    single, *_ = call(layer, x[:n, alone], tuple(h[:, alone] for h in hx), own)
     eager = single.detach()
-    assert_close_to_float64(actual[0][:n, alone].detach(), eager, eager.double())
-
-
-def test_a_given_state_of_unsorted_sequences_stays_with_its_sequence():
-    layer = LSTM(F, H, num_layers=2, noise=EVERYWHERE)
-    x, hx, lengths = seeded(T, B, F), given_state(layer), torch.tensor([1, 5, 3])
-    draws = drawn(layer, x)
-    output, state = layer(pack_padded_sequence(x, lengths, enforce_sorted=False), hx, draws=draws)
-    assert_plain(layer, x, hx, draws, lengths, actual=(pad_packed_sequence(output)[0], *state))
+    assert_close_to_float64(padded[:n, alone].detach(), eager, eager.double())
 
 
 @pytest.mark.parametrize("site", SITES)

@@ -14,8 +14,8 @@ from noisin.lab.train import Job
 
 
 def job(folder, **changes):
-    row = Row(config=config(**changes), label="row")
-    return Job("tiny", "row", row, 1, corpus().digest(), folder)
+    row = Row(config=config(**changes), label="row", baseline="row")
+    return Job("tiny", "A title", "row", row, 1, corpus().digest(), folder)
 
 
 def told(record):
@@ -62,10 +62,10 @@ def test_stopped_at_every_update(tmp_path):
     stops = 0
     while not (often.path / "record.json").exists():
         try:
-            train.run(often, corpus(), stopping=StopAfter(1))
+            train.run(often, corpus(), stopping=StopAfter(2))
         except train.Stopped:
             stops += 1
-    assert stops == 15  # no question after the last of 16 updates
+    assert stops == 8  # the eighth before scoring, which asks twice
     assert told(records.read([often.path])[0]) == told(whole)
 
 
@@ -77,10 +77,10 @@ def test_a_done_run_is_not_done_again(tmp_path):
 
 def test_seed_noise_and_corpus_decide_the_run(tmp_path):
     one = job(tmp_path)
-    other = Job("tiny", "row", one.row, 2, one.corpus, tmp_path)
+    other = Job("tiny", "A title", "row", one.row, 2, one.corpus, tmp_path)
     assert one.hash == job(tmp_path / "elsewhere").hash
     hashes = {one.hash, other.hash, job(tmp_path, noise="none").hash}
-    hashes.add(Job("tiny", "row", one.row, 1, "another", tmp_path).hash)
+    hashes.add(Job("tiny", "A title", "row", one.row, 1, "another", tmp_path).hash)
     assert len(hashes) == 4
     runs = [train.run(one, corpus()), train.run(other, corpus())]
     assert runs[0].weights != runs[1].weights

@@ -7,7 +7,7 @@
 ``noisin.at`` has the sites, ``noisin.laws`` the laws, ``noisin.methods`` the papers' methods.
 """
 
-from noisin import at, methods
+from noisin import at, diagnostics, init, methods, optim
 from noisin.dense import Embedding, Linear
 from noisin.inference import fold, predictive, sampling, unfold
 from noisin.laws import (
@@ -71,10 +71,13 @@ __all__ = [
     "Zoneout",
     "at",
     "cumulative",
+    "diagnostics",
     "explain",
     "fold",
+    "init",
     "methods",
     "moments",
+    "optim",
     "parse",
     "preactivation",
     "predictive",

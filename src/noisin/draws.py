@@ -115,7 +115,7 @@ def _places_of(stack: Stack, term: Noise) -> list[str]:
     if not available:
         raise ValueError(
             f"between is h of a layer on its way to the next: it needs num_layers >= 2, "
-            f"got num_layers=1 with {term}"
+            f"got num_layers=1 with {term} (for one layer, zaremba takes num_layers=1)"
         )
     layers = available
     if term.site.layer is not None:

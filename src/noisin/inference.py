@@ -15,7 +15,7 @@ from noisin.shapes import Float
 
 @contextmanager
 def sampling(model: nn.Module) -> Iterator[nn.Module]:
-    """Keep the noise of every layer of ``model`` on in evaluation.
+    """Keep the noise of every layer of ``model`` on in evaluation, torch's ``dropout=`` with it.
 
     Example:
         >>> import noisin

@@ -16,7 +16,7 @@ def sparse_(
     std: float,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "out in"]:
-    """Fill with N(0, std²) and leave each unit at most ``nonzeros`` incoming connections.
+    """Fill with N(0, std²) and leave each unit ``nonzeros`` incoming connections.
 
     Args:
         weight: [out, in], changed in place; the incoming connections of a unit are a row.

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import Any, Literal, NoReturn, get_args
 
 import torch
@@ -23,7 +24,7 @@ Per = Literal["layer", "unit", "weight"]
 
 def positive(owner: str, name: str, value: object) -> float:
     """Return ``value`` as a float, or raise: it must be a finite number above 0."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, Real) and not isinstance(value, bool):
         with suppress(OverflowError):  # an int beyond the largest float
             if 0 < float(value) < math.inf:
                 return float(value)
@@ -55,7 +56,7 @@ class Learned:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "init", positive("Learned", "init", self.init))
-        zero = isinstance(self.floor, int | float) and not isinstance(self.floor, bool)
+        zero = isinstance(self.floor, Real) and not isinstance(self.floor, bool)
         if not (zero and self.floor == 0):
             object.__setattr__(self, "floor", positive("Learned", "floor", self.floor))
         object.__setattr__(self, "floor", float(self.floor))
@@ -392,7 +393,7 @@ class Bernoulli(Law):
     keep: float = field(default=math.nan)
 
     def __init__(self, *, keep: float) -> None:
-        number = isinstance(keep, int | float) and not isinstance(keep, bool)
+        number = isinstance(keep, Real) and not isinstance(keep, bool)
         if not number or not 0 < keep < 1:
             raise ValueError(f"Bernoulli: keep must be a number with 0 < keep < 1, got {keep!r}")
         object.__setattr__(self, "keep", float(keep))

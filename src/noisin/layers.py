@@ -57,7 +57,7 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
 
         Args:
             input: the input of that call.
-            hx: its state; only its being there is accepted, the draws do not depend on it.
+            hx: ignored, so that both calls take the same arguments.
             generator: source of randomness; torch's default generator without it.
 
         Returns:
@@ -95,13 +95,17 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
             RuntimeError: torch's own errors of shape.
         """
         drawing = draws is None and (self.training or self.sampling)
-        plain = draws is None and (self._noise is None or not drawing)
+        # in training without noise of ours, torch drops out by itself
+        acting = self._noise if self.training else self._acting()
+        plain = draws is None and (acting is None or not drawing)
         if plain and self.mode in functional.KERNELS:
             return super().forward(input, hx)
-        if drawing:
-            draws = self.draw(input)
         x, lengths = self._time_major(input)
         self.check_input(x, None)
+        if not len(x):
+            raise ValueError("a sequence must have at least one step, got none")
+        if drawing:
+            draws = self.draw(input)
         unbatched = not isinstance(input, PackedSequence) and input.dim() == 2
         output, final = functional.recur(
             self.stack,
@@ -142,6 +146,9 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         sizes = self.stack.state_shapes(x.shape[1])
         if hx is None:
             return tuple(x.new_zeros(size) for size in sizes)
+        if isinstance(hx, Tensor) == (self.mode == "LSTM"):
+            rule = "a pair of tensors (h, c)" if self.mode == "LSTM" else "a tensor"
+            raise ValueError(f"hx of {self.mode} must be {rule}, got {type(hx).__name__}")
         state = (hx,) if isinstance(hx, Tensor) else tuple(hx)
         if len(state) != len(sizes):
             raise ValueError(f"hx of {self.mode} must have {len(sizes)} tensors, got {len(state)}")

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from noisin.shapes import Float, Int
 
@@ -61,8 +61,7 @@ class CategoricalHead(Head):
         self, parameters: Float[Tensor, "*size V"], x: Int[Tensor, "*size"]
     ) -> Float[Tensor, "*size"]:
         """Return log softmax at x."""
-        flat = parameters.reshape(-1, parameters.shape[-1])
-        return -cross_entropy(flat, x.reshape(-1), reduction="none").view(x.shape)
+        return parameters.log_softmax(-1).gather(-1, x.unsqueeze(-1)).squeeze(-1)
 
     def sample(
         self, parameters: Float[Tensor, "*size V"], generator: torch.Generator | None = None

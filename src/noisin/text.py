@@ -37,7 +37,8 @@ WORDS = f"""valid words
 def parse(text: str) -> Term | None:
     """Read noise from its text form.
 
-    ``parse(str(noise)) == noise`` for every noise, and ``parse("none")`` is None.
+    ``parse(str(noise)) == noise`` for every noise whose text is within the limit, and
+    ``parse("none")`` is None.
 
     Args:
         text: for example ``"hidden * Bernoulli(keep=0.41) & input * Gaussian(0.1) @ sequence"``,

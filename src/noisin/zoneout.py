@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 from noisin.noise import Term
 
@@ -32,8 +33,8 @@ class Zoneout(Term):
     def __post_init__(self) -> None:
         for name in ("hidden", "cell"):
             value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 <= value < 1:
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if not number or not 0 <= float(value) < 1:  # pyright: ignore[reportArgumentType]
                 raise ValueError(
                     f"Zoneout: {name} must be a number with 0 <= {name} < 1, got {value!r}"
                 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -81,17 +82,21 @@ def run(
     ] = jobs.processes_by_default(),
 ) -> None:
     """Train the rows of a recipe and report. What is done is not done again."""
-    chosen = recipe.load(name or recipe.default(changes), changes, only)
+    name = name or recipe.default(changes)
+    chosen = recipe.load(name, changes, only)
+    one_noise = any(change.startswith("noise=") for change in changes)
+    whole = chosen if one_noise else recipe.load(name, changes)
     for row, settings in chosen.rows.items():
         _outline(chosen, row, settings)
-    corpora = _corpora(chosen, data_dir)
-    folder = out / chosen.name
+    corpora = _corpora(whole, data_dir)
+    folder = out / "-".join(filter(None, (chosen.name, chosen.variant)))
     make_folder(folder)
-    planned = jobs.plan(chosen, out, {key: corpus.digest() for key, corpus in corpora.items()})
+    digests = {key: corpus.digest() for key, corpus in corpora.items()}
+    planned = jobs.plan(chosen, folder, digests)
     waiting = len(planned) - len(jobs.finished(planned))
     _say(f"{chosen.title}: {len(planned)} runs, {waiting} to do")
     done = jobs.do(planned, processes=processes, data_dir=data_dir, console=console)
-    _finish(chosen, done, {job.hash: job.path for job in planned}, folder, data_dir)
+    _finish(jobs.finished(jobs.plan(whole, folder, digests)), folder, data_dir)
     diverged = [record for record in done if record.status == "diverged"]
     if diverged:
         raise LabError("\n".join(f"{r.row}, seed {r.seed} diverged: {r.reason}" for r in diverged))
@@ -121,43 +126,34 @@ def _say(text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
-def _finish(
-    chosen: Recipe,
-    done: list[Record],
-    paths: dict[str, Path],
-    folder: Path,
-    data_dir: Path | None,
-) -> None:
+def _finish(done: list[Record], folder: Path, data_dir: Path | None) -> None:
     """Print the table, write samples and the report."""
     rows = report.by_row(done)
-    _print_table(rows, report.baseline_of(rows, chosen.baseline))
+    _print_table(rows)
     pieces = []
-    for name in _sampled(rows, chosen.baseline):
+    for name in _sampled(rows):
         best = min((r for r in rows[name] if r.status == "finished"), key=lambda r: r.best)
-        run = evaluate.load(paths[best.hash], data_dir)
+        run = evaluate.load(folder / f"{best.row}-{best.seed}-{best.hash}", data_dir)
         stem = folder / "samples" / name
         pieces.append(_sample(run, f"{best.label}, seed {best.seed}", stem, LENGTHS, seed=1))
-    report.write(
-        done,
-        folder / "report.html",
-        titles={chosen.name: chosen.title},
-        baselines={chosen.name: chosen.baseline},
-        pieces=pieces,
-    )
+    report.write(done, folder / "report.html", pieces=pieces)
     _say(f"report: {folder / 'report.html'}")
     if pieces:
         _say(f"samples: {folder / 'samples'}")
 
 
-def _sampled(rows: dict[str, list[Record]], baseline: str) -> list[str]:
-    """Return the baseline and the row of noise that is best on validation."""
-    scores = {
+def _sampled(rows: dict[str, list[Record]]) -> list[str]:
+    """Return the best row with noise, by validation, and before it the one it is compared with."""
+    best = {
         name: min((r.best for r in runs if r.status == "finished"), default=math.inf)
         for name, runs in rows.items()
     }
-    finished = [name for name, score in scores.items() if score < math.inf]
-    noisy = sorted((name for name in finished if name != baseline), key=lambda n: scores[n])
-    return [name for name in (baseline, *noisy[:1]) if name in finished]
+    done = sorted((name for name, score in best.items() if score < math.inf), key=best.__getitem__)
+    noisy = [name for name in done if rows[name][0].config.noise != "none"]
+    if not noisy:
+        return done[:1]
+    base = rows[noisy[0]][0].baseline
+    return [base, noisy[0]] if base in done and base != noisy[0] else noisy[:1]
 
 
 def _sample(
@@ -185,8 +181,8 @@ def _sample(
     return Piece(title, roll)
 
 
-def _print_table(rows: dict[str, list[Record]], baseline: str) -> None:
-    lines = report.summary(rows, baseline)
+def _print_table(rows: dict[str, list[Record]]) -> None:
+    lines = report.summary(rows)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("method", no_wrap=True)
     for name in ("train", "valid", "test", "difference", "epochs", "s"):
@@ -196,15 +192,17 @@ def _print_table(rows: dict[str, list[Record]], baseline: str) -> None:
             line.label,
             *(str(line.scores[split] or "-") for split in ("train", "valid", "test")),
             str(line.difference or "-"),
-            f"{line.epochs.mean:.0f}" if line.epochs else "-",
+            f"{line.epochs.mean:.0f}{'*' if line.limited else ''}" if line.epochs else "-",
             f"{line.seconds.mean:.0f}" if line.seconds else "-",
         )
-    console.print(table)
+    console.print(table, width=max(console.width, 120), crop=False)
     for line in lines:
-        _say(f"{line.label}: {line.noise}")
+        compared = f", compared with {line.baseline}" if line.baseline else ""
+        _say("; ".join(filter(None, (f"{line.label}: {line.noise}", line.settings))) + compared)
+    units = tasks.UNITS[next(iter(rows.values()))[0].metric]
     _say(
-        f"{tasks.UNITS[rows[baseline][0].metric]}; mean ± standard deviation over seeds; "
-        f"difference: test less that of {rows[baseline][0].label}, seed by seed"
+        f"{units}; mean ± standard deviation over seeds; difference in test, seed by seed; "
+        "* some run reached the last epoch allowed"
     )
 
 
@@ -281,10 +279,9 @@ def report_command(
 ) -> None:
     """Write one HTML page about runs."""
     found = records.read(paths)
-    for name in dict.fromkeys(record.recipe for record in found):
-        rows = report.by_row([record for record in found if record.recipe == name])
-        console.print(name, style="bold")
-        _print_table(rows, report.baseline_of(rows))
+    for heading, rows in report.sections(found).items():
+        console.print(heading, style="bold", markup=False)
+        _print_table(rows)
     report.write(found, out)
     _say(f"report: {out}")
 
@@ -362,6 +359,7 @@ def data_verify(
 
 
 def main() -> None:
-    """Run the command."""
+    """Run the command; an end by SIGTERM is an interruption."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(app())

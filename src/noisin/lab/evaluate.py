@@ -51,6 +51,8 @@ def load(path: Path, data_dir: Path | None = None, corpus: Corpus | None = None)
         task.model.load_state_dict(tensors)
     except RuntimeError as error:
         raise LabError(f"{path}: the weights are not those of its record; {error}") from None
+    if checkpoint.weights_hash(task.model.state_dict()) != record.weights:
+        raise LabError(f"{path}: the weights must have sha256 {record.weights}, as recorded")
     task.model.eval()
     return Run(record, task)
 

@@ -52,17 +52,18 @@ def plan(recipe: Recipe, folder: Path, corpora: dict[tuple[str, str, int], str])
 
     Args:
         recipe: the recipe.
-        folder: where runs are kept.
+        folder: where the runs of the recipe are kept.
         corpora: sha256 of each corpus, by ``tasks.corpus_key``.
     """
     return [
         Job(
             recipe.name,
+            recipe.title,
             name,
             row,
             seed,
             corpora[tasks.corpus_key(row.config)],
-            folder / recipe.name,
+            folder,
         )
         for seed in recipe.seeds
         for name, row in recipe.rows.items()
@@ -70,10 +71,16 @@ def plan(recipe: Recipe, folder: Path, corpora: dict[tuple[str, str, int], str])
 
 
 def finished(jobs: Sequence[Job]) -> list[Record]:
-    """Return the records of the runs that are done."""
-    paths = [job.path / "record.json" for job in jobs]
-    done = [path for path in paths if path.exists()]
-    return records.read(done) if done else []
+    """Return the records of the runs that are done, with what the recipe says of them now."""
+    found = []
+    for job in jobs:
+        path = job.path / "record.json"
+        if path.exists():
+            row = job.row
+            said = {"label": row.label, "published": row.published, "note": row.note}
+            said |= {"title": job.title, "baseline": row.baseline}
+            found.append(records.read([path])[0].model_copy(update=said))
+    return found
 
 
 def do(
@@ -113,6 +120,11 @@ def _do(jobs: Sequence[Job], processes: int, data_dir: Path | None, console: Con
                 display.show(_emptied(told))
                 for future in done:
                     display.finish(futures[future], future.result())
+        except BrokenProcessPool:
+            raise LabError(
+                "a worker process was killed, perhaps for want of memory; "
+                "the same command goes on from the checkpoints"
+            ) from None
         except BaseException as error:
             stop.set()
             with _deaf():
@@ -120,11 +132,6 @@ def _do(jobs: Sequence[Job], processes: int, data_dir: Path | None, console: Con
                 pool.shutdown(cancel_futures=True)
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted from None
-            if isinstance(error, BrokenProcessPool):
-                raise LabError(
-                    "a worker process was killed, perhaps for want of memory; "
-                    "the same command goes on from the checkpoints"
-                ) from None
             raise
 
 
@@ -151,11 +158,17 @@ def _run(job: Job) -> Record | None:
     if key not in _worker.corpora:
         _worker.corpora[key] = tasks.load(job.row.config, _worker.data_dir)
     assert _worker.told is not None
-    assert _worker.stop is not None
     try:
-        return train.run(job, _worker.corpora[key], _worker.told.put, _worker.stop.is_set)
+        return train.run(job, _worker.corpora[key], _worker.told.put, _stopping)
     except train.Stopped:
         return None
+
+
+def _stopping() -> bool:
+    """Return whether to stop: asked to, or left alone by the main process."""
+    parent = multiprocessing.parent_process()
+    assert _worker.stop is not None
+    return _worker.stop.is_set() or (parent is not None and not parent.is_alive())
 
 
 def _emptied(told: Queue[Progress]) -> Iterator[Progress]:
@@ -209,22 +222,23 @@ class _Display:
 
     def finish(self, job: Job, record: Record | None) -> None:
         """Take the end of a run."""
-        self.latest.pop(job.title, None)
-        if job.title in self.tasks:
-            self.bars.remove_task(self.tasks.pop(job.title))
+        self.latest.pop(job.run_title, None)
+        if job.run_title in self.tasks:
+            self.bars.remove_task(self.tasks.pop(job.run_title))
         if record is None:
             return
         self.left -= 1
         if record.status == "diverged":
-            self.console.print(f"{job.title}: {record.reason}", soft_wrap=True)
+            self.console.print(f"{job.run_title}: {record.reason}", soft_wrap=True)
             return
         self.console.print(
-            f"{job.title}: valid {record.best:.3f} at epoch {record.best_epoch} of "
+            f"{job.run_title}: valid {record.best:.3f} at epoch {record.best_epoch} of "
             f"{len(record.history)}, {record.seconds:.0f} s; {self.left} runs left",
             soft_wrap=True,
         )
 
 
 def processes_by_default() -> int:
-    """Return one process a core."""
-    return os.cpu_count() or 1
+    """Return one process for each core that this one may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -23,6 +23,8 @@ from noisin.lab.task import Loss, Scores, nested
 from noisin.likelihood import BernoulliHead
 from noisin.shapes import Bool, Float
 
+AT_ONCE = 2**15  # steps of all sequences in one pass of evaluation, to bound its memory
+
 
 class Batch(NamedTuple):
     """Stretches of pieces, padded behind.
@@ -175,7 +177,7 @@ class MusicTask:
             samples: numbers of draws K to average over; 0 is the plain network. All divide the
                 largest: its draws are used in disjoint groups.
             others: further models whose predictive distributions are averaged in.
-            batch_size: pieces at a time; the score does not depend on it.
+            batch_size: pieces at a time; the score does not depend on it, but for the draws.
 
         Returns:
             For each K the negative log-likelihood in nats a step, of all steps (``scored``) and
@@ -200,7 +202,7 @@ def _drawn(model: MusicModel, batch: Batch, draws: int) -> Float[Tensor, "K T B"
     """Return the log-likelihoods under K draws of the noise, a few hundred sequences at a time."""
     if not draws:
         return torch.zeros(0, *batch.valid.shape)
-    at_once = max(1, 512 // batch.valid.shape[1])
+    at_once = max(1, AT_ONCE // batch.valid.numel())
     with sampling(model):
         parts = [
             model.log_likelihood(batch, min(at_once, draws - done)).double()
@@ -210,8 +212,11 @@ def _drawn(model: MusicModel, batch: Batch, draws: int) -> Float[Tensor, "K T B"
 
 
 def whole_pieces(rolls: Sequence[Roll], batch_size: int) -> Iterator[Batch]:
-    """Yield whole pieces, those of similar length together."""
-    ordered = sorted(rolls, key=len)
-    for start in range(0, len(ordered), batch_size):
-        chosen = ordered[start : start + batch_size]
-        yield batch_of(chosen, [0] * len(chosen), len(chosen[-1]))
+    """Yield whole pieces, those of similar length together, few of them where they are long."""
+    chosen: list[Roll] = []
+    for roll in sorted(rolls, key=len):
+        if chosen and (len(chosen) == batch_size or (len(chosen) + 1) * len(roll) > AT_ONCE):
+            yield batch_of(chosen, [0] * len(chosen), len(chosen[-1]))
+            chosen = []
+        chosen.append(roll)
+    yield batch_of(chosen, [0] * len(chosen), len(chosen[-1]))

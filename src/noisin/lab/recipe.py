@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -34,6 +36,9 @@ from noisin.text import parse
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+VERSION = 1  # of what a run does: raised when the same settings give other numbers
 
 
 class Config(BaseModel):
@@ -94,13 +99,23 @@ class Config(BaseModel):
     @field_validator("test_samples")
     @classmethod
     def _nested(cls, samples: tuple[int, ...]) -> tuple[int, ...]:
-        if not samples or any(max(samples) % k for k in samples):
-            raise ValueError(f"each must divide the largest, got {list(samples)}")
-        return tuple(sorted(set(samples)))
+        ordered = sorted(set(samples))
+        if not samples or any(b % a for a, b in itertools.pairwise(ordered)):
+            raise ValueError(f"each must divide the next larger, got {list(samples)}")
+        return tuple(ordered)
+
+    @field_validator("data")
+    @classmethod
+    def _absolute(cls, data: str) -> str:
+        return str(Path(data).resolve()) if Path(data).exists() else data
 
     def hash(self, *more: object) -> str:
-        """Return a short hash of the settings and whatever else decides the run."""
-        text = json.dumps([self.model_dump(mode="json"), *map(str, more)], sort_keys=True)
+        """Return a short hash of the settings and whatever else decides the run.
+
+        Where the data lies is not hashed; ``more`` has the hash of what they hold.
+        """
+        settings = self.model_dump(mode="json", exclude={"data"})
+        text = json.dumps([VERSION, settings, *map(str, more)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def lr_at(self, epoch: int) -> float:
@@ -114,7 +129,7 @@ class MusicConfig(Config):
 
     Args:
         output_bias: start of the output layer's biases; torch's own start without it.
-        chunk: longest stretch of a piece in training; gradients end there.
+        chunk: longest stretch of a piece in training; each begins from a state of zeros.
     """
 
     task: Literal["music"] = "music"
@@ -182,6 +197,7 @@ class Row(BaseModel):
     Args:
         config: its settings.
         label: name in tables; the row's own name without it.
+        baseline: the row that it is compared with; that of the recipe without it.
         published: the paper's number, if there is one.
         note: what was chosen where the paper is silent, and why.
     """
@@ -190,6 +206,7 @@ class Row(BaseModel):
 
     config: AnyConfig
     label: str
+    baseline: str
     published: Published | None = None
     note: str = ""
 
@@ -200,6 +217,7 @@ class Recipe(BaseModel):
     Args:
         name: of the recipe.
         title: heading of the table.
+        variant: short hash of what was changed in every row; empty without changes.
         seeds: one run of each row for each of them.
         baseline: the row that the others are compared with.
         rows: the methods, by name.
@@ -209,6 +227,7 @@ class Recipe(BaseModel):
 
     name: str
     title: str
+    variant: str
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     baseline: str
     rows: Annotated[dict[str, Row], Field(min_length=1)]
@@ -220,8 +239,11 @@ class Recipe(BaseModel):
         return self
 
 
+# settings that stay text, whatever they look like
+TEXTS = ("task", "data", "cell", "noise", "optimizer", "loss")
 TOP_KEYS = ("title", "seeds", "baseline", "base", "rows")
-ROW_KEYS = ("label", "published", "note")
+ROW_KEYS = ("label", "baseline", "published", "note")
+ROW_NAME = re.compile(r"[A-Za-z0-9][\w.+*-]*")
 
 
 def names() -> list[str]:
@@ -243,8 +265,7 @@ def load(name: str, changes: Sequence[str] = (), only: Sequence[str] = ()) -> Re
     Args:
         name: of a recipe that ships, or the path of a TOML file.
         changes: ``key=value``, in place of what all rows say.
-        only: rows to keep; all without it. The baseline becomes the first of them if it is not
-            among them.
+        only: rows to keep; all without it.
 
     Raises:
         LabError: no such recipe, an unknown key, or a value out of range.
@@ -254,17 +275,27 @@ def load(name: str, changes: Sequence[str] = (), only: Sequence[str] = ()) -> Re
     rows = raw.get("rows", {})
     if not isinstance(rows, dict) or not isinstance(raw.get("base", {}), dict):
         raise LabError(f"recipe {name}: base and rows must be tables")
+    for row in rows:
+        if not ROW_NAME.fullmatch(row):
+            raise LabError(
+                f"recipe {name}: a row's name is letters, digits and . _ + * -; got {row!r}"
+            )
     top, changed = _changes(changes)
     kept = _kept(rows, only, name)
+    if "noise" in changed and len(kept) > 1:
+        raise LabError(
+            "--set noise would make all rows one method; name one row by --only, "
+            f"got {', '.join(kept)}"
+        )
     title = str(raw.get("title", Path(name).stem)) + "".join(f", {change}" for change in changes)
-    recipe: dict[str, Any] = {"name": Path(name).stem, "title": title}
+    recipe: dict[str, Any] = {"name": Path(name).stem, "title": title, "variant": _variant(changed)}
     recipe["seeds"] = top.get("seeds", raw.get("seeds", [1, 2, 3]))
     baseline = raw.get("baseline", next(iter(rows), ""))
-    if rows and baseline not in rows:
+    if rows and (not isinstance(baseline, str) or baseline not in rows):
         raise LabError(
             f"recipe {name}: baseline must be a row, one of {list(rows)}; got {baseline!r}"
         )
-    recipe["baseline"] = baseline if baseline in kept else next(iter(kept), "")
+    recipe["baseline"] = baseline
     recipe["rows"] = {}
     for row in kept:
         if not isinstance(rows[row], dict):
@@ -274,7 +305,13 @@ def load(name: str, changes: Sequence[str] = (), only: Sequence[str] = ()) -> Re
         fields = _settings(config["task"], name)
         _known(config, (*fields, *ROW_KEYS), f"{name}, row {row}")
         about = {k: rows[row][k] for k in ROW_KEYS if k in rows[row]}
-        recipe["rows"][row] = {"label": row, **about, "config": config}
+        about = {"label": row, "baseline": baseline, **about}
+        if about["baseline"] not in list(rows):
+            raise LabError(
+                f"{name}, row {row}: baseline must be a row, one of {list(rows)}; "
+                f"got {about['baseline']!r}"
+            )
+        recipe["rows"][row] = {**about, "config": config}
     try:
         return Recipe.model_validate(recipe)
     except ValidationError as error:
@@ -306,13 +343,19 @@ def _changes(changes: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         if not equals:
             raise LabError(f"--set takes key=value, got {change!r}")
         try:
-            value = tomllib.loads(f"value = {text}")["value"]
+            value = text if key in TEXTS else tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
-            value = text  # a bare word, such as a name or a path
+            value = text
         fields = dict.fromkeys(f for task in TASKS.values() for f in task.model_fields)
         _known({key: value}, ("seeds", *fields), "--set")
         (top if key == "seeds" else base)[key] = value
     return top, base
+
+
+def _variant(changed: Mapping[str, Any]) -> str:
+    """Return a short hash of changes, for a folder of their own."""
+    text = json.dumps(changed, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:6] if changed else ""
 
 
 def _settings(task: object, name: str) -> list[str]:
@@ -324,7 +367,10 @@ def _settings(task: object, name: str) -> list[str]:
 
 def _kept(rows: Mapping[str, Any], only: Sequence[str], name: str) -> list[str]:
     for row in only:
-        _known({row: None}, tuple(rows), f"{name}, --only")
+        if row not in rows:
+            near = difflib.get_close_matches(row, list(rows), n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise LabError(f"--only takes a row of {name}, {hint}one of {list(rows)}; got {row!r}")
     return [row for row in rows if not only or row in only]
 
 
@@ -340,7 +386,7 @@ def _told(error: ValidationError) -> str:
     """Return what pydantic found wrong, one line an error."""
     lines: dict[str, str] = {}
     for one in error.errors():
-        where = ".".join(str(part) for part in one["loc"] if part not in TASKS)
+        where = ".".join(str(part) for part in one["loc"] if part not in (*TASKS, "config"))
         rule = one["msg"].removeprefix("Value error, ")
         got = "" if isinstance(one["input"], dict) or "got" in rule else f", got {one['input']!r}"
         # what the base says wrongly is wrong in every row: it is told for the first

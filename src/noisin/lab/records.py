@@ -67,6 +67,9 @@ class Record(BaseModel):
         recipe: name of the recipe.
         row: name of the row.
         label: the row's name in tables.
+        title: heading of the recipe.
+        baseline: the row that it is compared with.
+        note: what the recipe says of the row.
         seed: of weights, order and noise.
         hash: of config, corpus and seed: two runs of one hash are the same run.
         config: all settings.
@@ -94,6 +97,9 @@ class Record(BaseModel):
     recipe: str
     row: str
     label: str
+    title: str
+    baseline: str
+    note: str
     seed: int
     hash: str
     config: AnyConfig

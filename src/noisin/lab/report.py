@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from noisin.lab import sound, tasks
 from noisin.lab.files import write_aside
+from noisin.lab.recipe import Config
 from noisin.lab.records import Record
 from noisin.lab.rolls import Roll
 
@@ -54,11 +55,16 @@ class Line:
         name: of the row.
         label: of the method.
         noise: its terms.
+        settings: in what else it differs from other rows.
+        note: what the recipe says of it.
+        parameters: trained numbers.
         scores: of train, valid and test.
         scored: of test by the other convention of music, every step; None of words.
         difference: test less the baseline's test, seed by seed.
+        baseline: label of the row that it is compared with.
         published: the paper's number and where it stands.
         epochs: epochs trained.
+        limited: how many runs ended at the most epochs allowed, still improving or not.
         seconds: of training.
         diverged: reasons of the runs that diverged.
         monte_carlo: of test, by the number of draws.
@@ -67,11 +73,16 @@ class Line:
     name: str
     label: str
     noise: str
+    settings: str
+    note: str
+    parameters: int
     scores: dict[str, Estimate | None]
     scored: Estimate | None
     difference: Estimate | None
+    baseline: str
     published: str
     epochs: Estimate | None
+    limited: int
     seconds: Estimate | None
     diverged: list[str]
     monte_carlo: dict[int, Estimate | None]
@@ -86,53 +97,65 @@ class Piece:
     text: str = ""
 
 
-def baseline_of(rows: dict[str, list[Record]], named: str | None = None) -> str:
-    """Return the row to compare with: the named one, else one without noise, else the first."""
-    if named in rows:
-        return str(named)
-    plain = [name for name, runs in rows.items() if runs[0].config.noise == "none"]
-    return (plain or list(rows))[0]
-
-
 def by_row(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Return the runs of each row, seeds in order."""
-    rows: dict[str, list[Record]] = {}
-    for record in sorted(records, key=lambda r: r.seed):
-        rows.setdefault(record.row, []).append(record)
-    return rows
+    """Return the runs of each row, seeds in order.
 
-
-def summary(rows: dict[str, list[Record]], baseline: str) -> list[Line]:
-    """Return the lines of a table.
-
-    Args:
-        rows: runs of each row.
-        baseline: the row that differences are taken from.
+    Runs of one row under different settings are rows of their own, named by what differs.
     """
-    return [_line(name, runs, rows[baseline]) for name, runs in rows.items()]
+    rows: dict[tuple[str, str], list[Record]] = {}
+    for record in sorted(records, key=lambda r: r.seed):
+        rows.setdefault((record.row, record.config.model_dump_json()), []).append(record)
+    variants = {row: [r for (name, _), r in rows.items() if name == row] for row, _ in rows}
+    named = {}
+    for (row, _), runs in rows.items():
+        several = variants[row]
+        told = differing([other[0].config for other in several])
+        extra = ", ".join(f"{key}={getattr(runs[0].config, key)}" for key in told)
+        named[f"{row} ({extra})" if len(several) > 1 else row] = runs
+    return named
 
 
-def _line(name: str, runs: list[Record], base: list[Record]) -> Line:
+def differing(configs: Sequence[Config]) -> list[str]:
+    """Return the settings in which some configurations differ."""
+    dumps = [config.model_dump() for config in configs]
+    keys = dict.fromkeys(key for dump in dumps for key in dump)
+    return [key for key in keys if any(d.get(key) != dumps[0].get(key) for d in dumps)]
+
+
+def summary(rows: dict[str, list[Record]]) -> list[Line]:
+    """Return the lines of a table, the runs of each row in one."""
+    told = differing([runs[0].config for runs in rows.values()])
+    settings = [key for key in told if key not in ("noise", "data")]
+    return [_line(name, runs, rows.get(runs[0].baseline), settings) for name, runs in rows.items()]
+
+
+def _line(
+    name: str, runs: list[Record], base: list[Record] | None, settings: Sequence[str]
+) -> Line:
     done = [run for run in runs if run.status == "finished"]
-    reference = {run.seed: run.test for run in base if run.status == "finished"}
+    first, config = runs[0], runs[0].config
+    compared = base if base is not None and base is not runs else []
+    reference = {run.seed: run.test for run in compared if run.status == "finished"}
     draws = sorted({k for run in done for k in run.monte_carlo})
-    published = runs[0].published
+    tests = [run.scores["test"] for run in done]
+    own = {key: getattr(config, key) for key in settings if hasattr(config, key)}
     return Line(
         name=name,
-        label=runs[0].label,
-        noise=runs[0].config.noise,
+        label=first.label if name == first.row else name,
+        noise=config.noise,
+        settings=", ".join(f"{key} {value}" for key, value in own.items()),
+        note=first.note,
+        parameters=first.parameters,
         scores={
             split: Estimate.of([run.scores[split][run.metric] for run in done])
             for split in ("train", "valid", "test")
         },
-        scored=Estimate.of(
-            [r.scores["test"]["scored"] for r in done if "scored" in r.scores["test"]]
-        ),
-        difference=None
-        if runs is base
-        else Estimate.of([r.test - reference[r.seed] for r in done if r.seed in reference]),
-        published=f"{published.test} ({published.source})" if published else "",
+        scored=Estimate.of([test["scored"] for test in tests if "scored" in test]),
+        difference=Estimate.of([r.test - reference[r.seed] for r in done if r.seed in reference]),
+        baseline=compared[0].label if compared else "",
+        published=f"{first.published.test} ({first.published.source})" if first.published else "",
         epochs=Estimate.of([len(run.history) for run in done]),
+        limited=sum(len(run.history) == run.config.epochs for run in done),
         seconds=Estimate.of([run.seconds for run in done]),
         diverged=[f"seed {run.seed}: {run.reason}" for run in runs if run.status == "diverged"],
         monte_carlo={
@@ -142,35 +165,37 @@ def _line(name: str, runs: list[Record], base: list[Record]) -> Line:
     )
 
 
-def write(
-    records: Sequence[Record],
-    path: Path,
-    *,
-    titles: dict[str, str] | None = None,
-    baselines: dict[str, str] | None = None,
-    pieces: Sequence[Piece] = (),
-) -> None:
-    """Write the report of all records, a section a recipe.
+def sections(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
+    """Return the rows of each table by its heading: a recipe on a corpus."""
+    tables: dict[str, list[Record]] = {}
+    for record in records:
+        own = {r.corpus for r in records if r.recipe == record.recipe}
+        heading = record.title if len(own) == 1 else f"{record.title} ({record.config.data})"
+        tables.setdefault(heading, []).append(record)
+    return {heading: by_row(found) for heading, found in tables.items()}
+
+
+def write(records: Sequence[Record], path: Path, *, pieces: Sequence[Piece] = ()) -> None:
+    """Write the report of all records, a section a table.
 
     Args:
         records: the runs.
         path: HTML file to write.
-        titles: headings by recipe.
-        baselines: rows to compare with, by recipe.
         pieces: samples to show and to play.
     """
-    sections = []
-    for recipe in dict.fromkeys(record.recipe for record in records):
-        rows = by_row([record for record in records if record.recipe == recipe])
-        baseline = baseline_of(rows, (baselines or {}).get(recipe))
-        sections.append(
+    tables = []
+    for heading, rows in sections(records).items():
+        lines = summary(rows)
+        runs = [run for group in rows.values() for run in group]
+        tables.append(
             {
-                "title": (titles or {}).get(recipe, recipe),
-                "baseline": rows[baseline][0].label,
-                "units": tasks.UNITS[rows[baseline][0].metric],
-                "metric": rows[baseline][0].metric,
-                "lines": summary(rows, baseline),
-                "runs": [run for runs in rows.values() for run in runs],
+                "title": heading,
+                "units": tasks.UNITS[runs[0].metric],
+                "metric": runs[0].metric,
+                "lines": lines,
+                "draws": sorted({k for line in lines for k in line.monte_carlo}),
+                "runs": runs,
+                "environments": list(dict.fromkeys(_environment(run) for run in runs)),
                 "curves": _svg(partial(draw_curves, rows), 2),
                 "radius": _svg(partial(draw_radius, rows), 1),
             }
@@ -183,10 +208,16 @@ def write(
         undefined=jinja2.StrictUndefined,
     )
     page = environment.get_template("report.html.jinja").render(
-        sections=sections, pieces=[_shown(piece) for piece in pieces]
+        sections=tables, pieces=[_shown(piece) for piece in pieces]
     )
     with write_aside(path) as file:
         file.write(page.encode())
+
+
+def _environment(run: Record) -> str:
+    at = run.environment
+    commit = f", commit {at.commit[:12]}{' (changed)' if at.dirty else ''}" if at.commit else ""
+    return f"noisin {at.noisin}{commit}, torch {at.torch}, Python {at.python}, {at.machine}"
 
 
 def _shown(piece: Piece) -> dict[str, str]:
@@ -214,9 +245,9 @@ def _svg(draw: Callable[..., None], panels: int, height: float = 3.6) -> str:
 
 def draw_curves(rows: dict[str, list[Record]], valid: Axes, train: Axes) -> None:
     """Draw the validation score and the training objective over epochs, a thin line a seed."""
-    for color, runs in zip(_colors(rows), rows.values(), strict=True):
+    for color, (name, runs) in zip(_colors(rows), rows.items(), strict=True):
         for index, run in enumerate(runs):
-            label = runs[0].label if index == 0 else None
+            label = name if index == 0 else None
             epochs = [epoch.epoch for epoch in run.history]
             line = {"color": color, "linewidth": 1, "alpha": 0.8}
             valid.plot(epochs, [run.valid(epoch) for epoch in epochs], label=label, **line)
@@ -233,15 +264,15 @@ def draw_curves(rows: dict[str, list[Record]], valid: Axes, train: Axes) -> None
         axes.grid(alpha=0.3)
         if values:
             low, wide = min(values), 1.35 if every[0].metric == "unscored" else 2.5
-            axes.set_ylim(0.98 * low, 1.02 * min(max(values), wide * low))
+            axes.set_ylim(0.98 * low, 1.02 * min(max(values), wide * low) + 1e-3)
     valid.legend(frameon=False)
 
 
 def draw_radius(rows: dict[str, list[Record]], axes: Axes) -> None:
     """Draw the spectral radius of the candidate's recurrent weights over epochs."""
-    for color, runs in zip(_colors(rows), rows.values(), strict=True):
+    for color, (name, runs) in zip(_colors(rows), rows.items(), strict=True):
         for index, run in enumerate(runs):
-            label = runs[0].label if index == 0 else None
+            label = name if index == 0 else None
             radius = [_candidate_radius(epoch.spectral_radius[0]) for epoch in run.history]
             epochs = [epoch.epoch for epoch in run.history]
             axes.plot(epochs, radius, color=color, linewidth=1, alpha=0.8, label=label)

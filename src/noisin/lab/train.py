@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from noisin.diagnostics import spectral_radius
 from noisin.lab import LabError, checkpoint, records, tasks
+from noisin.lab.files import make_folder
 from noisin.lab.recipe import Config, Row
 from noisin.lab.records import Epoch, Record
 from noisin.lab.task import Corpus, Loss, Task
@@ -25,6 +27,7 @@ from noisin.optim import NesterovRMSprop
 from noisin.surgery import explain
 
 COUNTERS = ("epoch", "index", "total", "steps", "seconds", "since", "best_epoch")
+SCORING_SEED = 0  # of the draws at test, as `noisin evaluate` takes it
 SAVE_EVERY = 10.0  # seconds between checkpoints, at the end of an epoch
 
 
@@ -34,6 +37,7 @@ class Job:
 
     Args:
         recipe: name of the recipe.
+        title: its heading.
         name: name of the row.
         row: the row.
         seed: of weights, order and noise.
@@ -42,6 +46,7 @@ class Job:
     """
 
     recipe: str
+    title: str
     name: str
     row: Row
     seed: int
@@ -59,7 +64,7 @@ class Job:
         return self.folder / f"{self.name}-{self.seed}-{self.hash}"
 
     @property
-    def title(self) -> str:
+    def run_title(self) -> str:
         """Name for progress and messages."""
         return f"{self.name}, seed {self.seed}"
 
@@ -197,7 +202,10 @@ class Trainer:
             valid = self.task.valid()
             score = valid[self.task.metric]
             if not math.isfinite(score):
-                raise Diverged(self._where(f"the validation score is {score}"))
+                raise Diverged(
+                    f"the validation score is {score} after update {self.updates} "
+                    f"(epoch {self.epoch})"
+                )
             if score < self.best:
                 self.best_epoch, self.best_weights = self.epoch, self._weights()
         self._tick()
@@ -313,13 +321,32 @@ def run(
         LabError: a damaged checkpoint, or a folder that cannot be written.
     """
     path = job.path / "record.json"
+    make_folder(job.path)
+    lock = FileLock(job.path / ".lock")
+    while True:  # another process may be at this run
+        try:
+            with lock.acquire(timeout=1):
+                return _run(job, corpus, path, tell, stopping)
+        except Timeout:
+            if stopping():
+                raise Stopped from None
+
+
+def _run(
+    job: Job,
+    corpus: Corpus,
+    path: Path,
+    tell: Callable[[Progress], None],
+    stopping: Callable[[], bool],
+) -> Record:
+    """Do a run that no other process is at."""
     if path.exists():
         return records.read([path])[0]
     config = job.row.config
 
     def tell_epoch(epoch: Epoch, best: float) -> None:
         valid = epoch.valid[task.metric]
-        tell(Progress(job.title, epoch.epoch, config.epochs, epoch.train, valid, best))
+        tell(Progress(job.run_title, epoch.epoch, config.epochs, epoch.train, valid, best))
 
     torch.manual_seed(job.seed)
     task = tasks.build(config, corpus)
@@ -330,26 +357,40 @@ def run(
         trainer.run()
     except Diverged as error:
         reason = str(error)
-    record = _record(job, task, trainer, corpus, reason)
+    record = _record(job, task, trainer, corpus, reason, stopping)
     checkpoint.save(job.path / "model.safetensors", task.model.state_dict(), {"run": job.hash})
     records.write(record, path)
     return record
 
 
-def _record(job: Job, task: Task, trainer: Trainer, corpus: Corpus, reason: str) -> Record:
+def _record(
+    job: Job,
+    task: Task,
+    trainer: Trainer,
+    corpus: Corpus,
+    reason: str,
+    stopping: Callable[[], bool],
+) -> Record:
     """Score the chosen weights and return the record."""
     config, model = job.row.config, task.model
     model.load_state_dict(trainer.best_weights)
     scores, monte_carlo = {}, {}
     if not reason:
-        scores = {split: task.scores(split, (0,))[0] for split in ("train", "valid")}
+        for split in ("train", "valid"):
+            if stopping():
+                raise Stopped
+            scores[split] = task.scores(split, (0,))[0]
         samples = (0, *config.test_samples) if config.noise != "none" else (0,)
+        torch.manual_seed(SCORING_SEED)
         monte_carlo = task.scores("test", samples)
         scores["test"] = monte_carlo.pop(0)
     return Record(
         recipe=job.recipe,
         row=job.name,
         label=job.row.label,
+        title=job.title,
+        baseline=job.row.baseline,
+        note=job.row.note,
         seed=job.seed,
         hash=job.hash,
         config=config,
