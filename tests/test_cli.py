@@ -242,3 +242,43 @@ def test_interrupted_run_ends_as_an_undisturbed_one(tmp_path, music):
         assert cut[row].scores == record.scores
         assert cut[row].monte_carlo == record.monte_carlo
         assert [e.valid for e in cut[row].history] == [e.valid for e in record.history]
+
+
+def test_words_from_the_users_own_text(call, tmp_path):
+    """Train on a text file, then score, average and write log-probabilities and text."""
+    text = "the cat sat on the mat\nthe dog sat\n\non the mat the cat sat\n" * 12
+    (tmp_path / "own text.txt").write_text(text)
+    changes = ["task=words", f"data={tmp_path / 'own text.txt'}", "hidden_size=6", "epochs=2"]
+    changes += ["batch_size=4", "window=5", "test_samples=[1,2]", "seeds=[1,2]"]
+    result = call("run", "--only", "plain", "--only", "noisin", *sets(*changes))
+    assert result.exit_code == 0, result.output
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("ptb-")
+    assert (folder / "samples" / "noisin.txt").read_text().strip()
+    assert "perplexity" in (folder / "report.html").read_text()
+    runs = sorted(folder.glob("noisin-*"))
+    assert len(runs) == 2
+    scored = call("evaluate", *runs, "--samples", 2, "--json")
+    assert scored.exit_code == 0, scored.output
+    assert set(json.loads(scored.output)) == {"0", "2"}
+    listed = call("evaluate", runs[0], "--log-probs", tmp_path / "p.json", "--split", "valid")
+    assert listed.exit_code == 0, listed.output
+    tokens = json.loads((tmp_path / "p.json").read_text())
+    assert tokens[-1]["token"] == "<eos>"
+    words = call("sample", runs[0], "--length", 12, "--prompt", "the cat", "--temperature", 0.5)
+    assert words.exit_code == 0, words.output
+    assert words.output.startswith("the cat")
+    bad = call("sample", runs[0], "--prompt", "the zebra")
+    assert (bad.exit_code, "known words; got zebra" in bad.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [(b"", "at least 3 lines"), (b"one\n", "got 1"), (b"\xff\xfe\n" * 9, "must be UTF-8")],
+)
+def test_bad_text_ends_with_2_and_writes_nothing(call, tmp_path, content, rule):
+    (tmp_path / "own.txt").write_bytes(content)
+    result = call("run", *sets("task=words", f"data={tmp_path / 'own.txt'}"))
+    assert result.exit_code == 2, result.output
+    assert rule in " ".join(result.stderr.split())
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["own.txt"]

@@ -108,6 +108,21 @@ def test_state_is_carried_and_cut(corpus):
     assert all(not part.requires_grad for part in short.carried().values())
 
 
+def test_a_share_of_the_text_is_its_start(corpus):
+    whole, part = task(corpus), task(corpus, train_share=0.25)
+    assert part.updates == -(-(round(0.25 * len(corpus.splits["train"])) // 3) // 4) < whole.updates
+    count = sum(len(parts) for parts in part.log_likelihoods("train"))
+    assert count == round(0.25 * len(corpus.splits["train"]))
+    first = torch.cat(list(whole.log_likelihoods("train")))[:count]
+    assert_close_to_float64(torch.cat(list(part.log_likelihoods("train"))), first, first)
+    assert part.score("train")["nll"] != whole.score("train")["nll"]
+
+
+def test_batch_beyond_the_text_is_refused(corpus):
+    with pytest.raises(LabError, match="batch_size must be at most the 138 tokens"):
+        task(corpus, batch_size=139)
+
+
 def test_loss_is_summed_over_the_window_or_averaged_over_tokens(corpus):
     for loss, scale in (("window", 3), ("token", 12)):
         one = task(corpus, loss=loss)

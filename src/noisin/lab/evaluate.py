@@ -99,7 +99,7 @@ def log_probabilities(run: Run, split: str) -> list[dict[str, str | float]]:
         raise LabError(f"log-probabilities are of tokens; {run.record.row} is of music")
     values = torch.cat(list(run.task.log_likelihoods(split))).tolist()
     words = run.task.corpus.vocabulary
-    ids = run.task.corpus.splits[split]
+    ids = run.task.corpus.splits[split][: len(values)]
     return [{"token": words[i], "log_prob": v} for i, v in zip(ids, values, strict=True)]
 
 

@@ -148,8 +148,9 @@ class WordsConfig(Config):
             over the batch, as learning rates near 1 mean it, or averaged over ``token``.
         init_uniform: a: all weights start uniform on [-a, a]; torch's own start without it.
         min_count: how often a word must come in training to be in the vocabulary.
+        train_share: how much of the training text is trained on, from its start.
         valid_streams: streams, each from a state of zeros, that validation while training is cut
-            into. Scores in tables are of one stream.
+            into. Scores in tables are of one stream; that of the training text is of 100.
     """
 
     task: Literal["words"] = "words"
@@ -159,6 +160,7 @@ class WordsConfig(Config):
     loss: Literal["window", "token"] = "window"
     init_uniform: Positive | None = 0.1
     min_count: Count = 1
+    train_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     valid_streams: Count = 10
     num_layers: Count = 2
     optimizer: Literal["adam", "sgd", "nt-asgd", "nesterov-rmsprop"] = "sgd"

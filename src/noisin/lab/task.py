@@ -89,6 +89,10 @@ class Task(Protocol):
         """Score the plain network on the validation split."""
         ...
 
+    def score(self, split: str) -> Scores:
+        """Score the plain network on a split."""
+        ...
+
     def scores(
         self, split: str, samples: Sequence[int], others: Sequence[Any] = ()
     ) -> dict[int, Scores]:

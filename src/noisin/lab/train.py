@@ -379,7 +379,7 @@ def _record(
         for split in ("train", "valid"):
             if stopping():
                 raise Stopped
-            scores[split] = task.scores(split, (0,))[0]
+            scores[split] = task.score(split)
         samples = (0, *config.test_samples) if config.noise != "none" else (0,)
         torch.manual_seed(SCORING_SEED)
         monte_carlo = task.scores("test", samples)

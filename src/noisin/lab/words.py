@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from noisin.dense import Embedding
 from noisin.inference import fold, predictive, sampling, unfold
+from noisin.lab import LabError
 from noisin.lab.models import recurrent
 from noisin.lab.recipe import WordsConfig
 from noisin.lab.task import Loss, Scores, nested
@@ -28,6 +29,7 @@ from noisin.reference import State
 from noisin.shapes import Float, Int
 from noisin.text import parse
 
+TRAIN_STREAMS = 100  # that the training text is cut into to be scored
 WINDOW = 256  # steps at a time in evaluation; the score does not depend on it
 
 
@@ -99,11 +101,13 @@ class WordTask:
         self.model = WordModel(config, len(corpus.vocabulary))
         self._start = corpus.vocabulary.index(EOS)
         self._state: State | Tensor | None = None
-        self._length = len(corpus.splits["train"]) // config.batch_size
+        whole = corpus.splits["train"]
+        self._splits = {**corpus.splits, "train": whole[: round(config.train_share * len(whole))]}
+        self._length = len(self._splits["train"]) // config.batch_size
         if self._length < 1:
-            raise ValueError(
-                f"batch_size must be at most the {len(corpus.splits['train'])} tokens of the "
-                f"training split, got {config.batch_size}"
+            raise LabError(
+                f"batch_size must be at most the {len(self._splits['train'])} tokens that are "
+                f"trained on, got {config.batch_size}"
             )
 
     @property
@@ -120,7 +124,7 @@ class WordTask:
         if skip == 0:
             self._state = None
         size = self.config.window
-        text = self.corpus.splits["train"]
+        text = self._splits["train"]
         starts = np.arange(self.config.batch_size) * self._length
         for index in range(skip, self.updates):
             first = index * size
@@ -165,10 +169,16 @@ class WordTask:
 
     def valid(self) -> Scores:
         """Score the plain network on the validation split, for choosing an epoch."""
-        total = 0.0
-        for likelihood in self.log_likelihoods("valid", streams=self.config.valid_streams):
-            total -= likelihood.sum().item()
-        return self.in_metric(total / len(self.corpus.splits["valid"]))
+        return self._in_streams("valid", self.config.valid_streams)
+
+    def score(self, split: str) -> Scores:
+        """Score the plain network, in one stream; the long training text in 100."""
+        return self._in_streams(split, TRAIN_STREAMS if split == "train" else 1)
+
+    def _in_streams(self, split: str, streams: int) -> Scores:
+        parts = self.log_likelihoods(split, streams=streams)
+        total = sum(likelihood.sum().item() for likelihood in parts)
+        return self.in_metric(-total / len(self._splits[split]))
 
     def scores(
         self,
@@ -202,7 +212,7 @@ class WordTask:
             for parts in zip(*drawn, strict=True):
                 for k in filter(None, samples):
                     totals[k] -= nested(torch.stack(parts, 1), k).sum().item()
-        count = len(self.corpus.splits[split])
+        count = len(self._splits[split])
         return {k: self.in_metric(total / count) for k, total in totals.items()}
 
     @torch.no_grad()
@@ -229,7 +239,7 @@ class WordTask:
         """
         model = model or self.model
         model.eval()
-        text = self.corpus.splits[split]
+        text = self._splits[split]
         length = len(text) // streams
         # the few tokens behind the last whole stream are one more
         runs = [(np.arange(streams) * length, length)]
