@@ -15,14 +15,26 @@ ROOT = Path(noisin.__file__).parent
 HEAVY = ("pydantic", "typer", "music21", "matplotlib", "scipy", "jinja2", "rich", "noisin.lab")
 # Each module may import those before it, and no other. The last row stands beside the layers.
 ORDER = [
-    *("shapes", "laws", "noise", "at", "zoneout", "methods", "text", "reference", "fused"),
+    *(
+        "shapes",
+        "spread",
+        "laws",
+        "noise",
+        "at",
+        "zoneout",
+        "methods",
+        "text",
+        "reference",
+        "fused",
+    ),
     *("propagation", "draws", "functional", "noisy", "dense", "layers"),
     *("inference", "likelihood", "diagnostics", "init", "optim", "penalties"),
     *("replicas", "surgery"),
 ]
 EXACT = {
     "shapes": set(),
-    "laws": {"shapes"},
+    "spread": {"shapes"},
+    "laws": {"shapes", "spread"},
     "noise": {"laws"},
     "at": {"noise"},
     "reference": {"noise", "shapes"},

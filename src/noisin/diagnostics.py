@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from noisin import at, functional
 from noisin.draws import Stack
 from noisin.laws import Gaussian
+from noisin.layers import NoisyRNNBase
+from noisin.noisy import Noisy
 from noisin.reference import State
 from noisin.shapes import Float
 
@@ -35,6 +37,30 @@ def spectral_radius(weight_hh: Float[Tensor, "GH H"]) -> Float[Tensor, " G"]:
         )
     blocks = weight_hh.double().unflatten(0, (-1, columns))
     return torch.linalg.eigvals(blocks).abs().amax(-1)
+
+
+def recurrent_radii(model: nn.Module) -> list[list[float]]:
+    """Return the spectral radius of each recurrent layer of a model, a number a gate.
+
+    Args:
+        model: any module; its layers of ours are looked at, in the forward direction.
+    """
+    return [
+        spectral_radius(getattr(module, f"weight_hh_l{layer}")).tolist()
+        for module in model.modules()
+        if isinstance(module, NoisyRNNBase)
+        for layer in range(module.num_layers)
+    ]
+
+
+def learned_spreads(model: nn.Module) -> dict[str, float]:
+    """Return the learned standard deviations of a model; of several in one parameter, the mean."""
+    return {
+        f"{name}.{spread}".lstrip("."): value
+        for name, module in model.named_modules()
+        if isinstance(module, Noisy)
+        for spread, value in module.spreads().items()
+    }
 
 
 def gradient_norms(

@@ -34,7 +34,7 @@ class Zoneout(Term):
         for name in ("hidden", "cell"):
             value = getattr(self, name)
             number = isinstance(value, Real) and not isinstance(value, bool)
-            if not number or not 0 <= float(value) < 1:  # pyright: ignore[reportArgumentType]
+            if not number or not 0 <= value < 1:  # pyright: ignore[reportOperatorIssue]
                 raise ValueError(
                     f"Zoneout: {name} must be a number with 0 <= {name} < 1, got {value!r}"
                 )

@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from noisin.diagnostics import spectral_radius
+from noisin.diagnostics import learned_spreads, recurrent_radii
 from noisin.lab import LabError, checkpoint, records, tasks
 from noisin.lab.files import make_folder
 from noisin.lab.recipe import Config, Row
 from noisin.lab.records import Epoch, Record
 from noisin.lab.task import Corpus, Loss, Task
-from noisin.layers import NoisyRNNBase
-from noisin.noisy import Noisy
 from noisin.optim import NesterovRMSprop
 from noisin.surgery import explain
 
@@ -214,8 +212,8 @@ class Trainer:
             train=self.task.in_metric(self.total / self.steps)[self.task.metric],
             valid=valid,
             lr=self.config.lr_at(self.epoch),
-            spectral_radius=radii(self.model),
-            spreads=spreads(self.model),
+            spectral_radius=recurrent_radii(self.model),
+            spreads=learned_spreads(self.model),
             seconds=self.since,
         )
         self.history.append(epoch)
@@ -286,26 +284,6 @@ class Trainer:
         except (KeyError, RuntimeError, ValueError) as error:
             raise LabError(f"{self.path}: not a checkpoint of this run; {error}") from None
         self.best_weights = checkpoint.under("best", tensors)
-
-
-def radii(model: nn.Module) -> list[list[float]]:
-    """Return the spectral radius of each layer's recurrent weights, a number a gate."""
-    return [
-        spectral_radius(getattr(module, f"weight_hh_l{layer}")).tolist()
-        for module in model.modules()
-        if isinstance(module, NoisyRNNBase)
-        for layer in range(module.num_layers)
-    ]
-
-
-def spreads(model: nn.Module) -> dict[str, float]:
-    """Return the learned standard deviations by name; of several in one parameter, the mean."""
-    return {
-        f"{name}.{spread}".lstrip("."): value
-        for name, module in model.named_modules()
-        if isinstance(module, Noisy)
-        for spread, value in module.spreads().items()
-    }
 
 
 def run(
