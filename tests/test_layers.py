@@ -43,13 +43,13 @@ def run(layer, case):
     return *pulled_back(results, [x, *hx, *weights]), extra
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(cases(dropouts=DROPOUTS))
 def test_without_noise_training_is_torchs(case):
     assert_bit_equal(run(case.ours(), case), run(case.theirs(), case))
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(cases(dropouts=DROPOUTS), st.data())
 def test_in_evaluation_noise_is_off(case, data):
     noise = data.draw(working_noise(case.options["num_layers"]) | st.none())
@@ -60,7 +60,7 @@ def test_in_evaluation_noise_is_off(case, data):
     assert torch.equal(before, torch.get_rng_state()), "evaluation used random numbers"
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(cases(kinds=ALL_KINDS, dtypes=(torch.float32,)), st.data())
 def test_with_noise_training_is_the_plain_loop(case, data):
     """Outputs, states and all gradients, the draws' included, in every layout."""

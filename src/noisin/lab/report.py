@@ -193,6 +193,7 @@ def write(records: Sequence[Record], path: Path, *, pieces: Sequence[Piece] = ()
                 "units": tasks.UNITS[runs[0].metric],
                 "metric": runs[0].metric,
                 "lines": lines,
+                "published": any(line.published for line in lines),
                 "draws": sorted({k for line in lines for k in line.monte_carlo}),
                 "runs": runs,
                 "environments": list(dict.fromkeys(_environment(run) for run in runs)),
