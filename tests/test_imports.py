@@ -76,7 +76,7 @@ def test_torch_alone_is_enough():
     absent = (*HEAVY[:-1], "jaxtyping", "beartype", "hypothesis", "numpy", "lightning")
     code = f"import sys\nfor name in {absent}: sys.modules[name] = None\n"
     code += "import torch, noisin\n"
-    code += "layer = noisin.LSTM(2, 3, noise='hidden * Gaussian(noisin)'.replace('noisin', '1'))\n"
+    code += "layer = noisin.LSTM(2, 3, noise='hidden * Gaussian(1)')\n"
     code += "output, _ = layer(torch.ones(4, 1, 2))\n"
     code += "print(tuple(output.shape), noisin.BernoulliHead(3, 2)(output).shape[-1])"
     # torch itself warns without numpy

@@ -208,6 +208,7 @@ def test_packed_equals_padded(kind, bidirectional, lengths, noise):
     draws = drawn(layer, x)
     of_packed = drawn(layer, packed)
     assert draws.keys() == of_packed.keys()
+    assert len(draws) == (3 if noise == OUTSIDE else 3 + 4 * (1 + bidirectional))
     for place, values in draws.items():  # the same numbers, whatever the lengths
         assert_bit_equal(of_packed[place], values)
     output, *state = call(layer, packed, hx, draws)
@@ -297,8 +298,9 @@ def test_layout_does_not_change_the_draws():
     first = LSTM(F, H, batch_first=True, noise=EVERYWHERE, num_layers=2)
     layer = LSTM(F, H, noise=EVERYWHERE, num_layers=2)
     layer.load_state_dict(first.state_dict())
-    draws = drawn(layer, x)
-    for place, values in drawn(first, x.transpose(0, 1)).items():
+    draws, others = drawn(layer, x), drawn(first, x.transpose(0, 1))
+    assert len(draws) == len(others) == 7
+    for place, values in others.items():
         assert_bit_equal(values, draws[place])
     output, state = layer(x, draws=draws)
     swapped, other = first(x.transpose(0, 1), draws=draws)
