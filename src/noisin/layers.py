@@ -95,15 +95,15 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
             RuntimeError: torch's own errors of shape.
         """
         drawing = draws is None and (self.training or self.sampling)
-        # in training without noise of ours, torch drops out by itself
-        acting = self._noise if self.training else self._acting()
-        plain = draws is None and (acting is None or not drawing)
+        plain = draws is None and not drawing
+        if drawing:  # in training without noise of ours, torch drops out by itself
+            plain = (self._noise if self.training else self._acting()) is None
         if plain and self.mode in functional.KERNELS:
             return super().forward(input, hx)
         x, lengths = self._time_major(input)
         self.check_input(x, None)
         if not len(x):
-            raise ValueError("a sequence must have at least one step, got none")
+            raise RuntimeError("a sequence must have at least one step, got none")
         if drawing:
             draws = self.draw(input)
         unbatched = not isinstance(input, PackedSequence) and input.dim() == 2
