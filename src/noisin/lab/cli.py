@@ -73,8 +73,8 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
 @refusing
 def run(
     name: RecipeName = "",
-    only: Only = [],  # noqa: B006 - typer reads the default and never changes it
-    changes: Changes = [],  # noqa: B006
+    only: Only = [],
+    changes: Changes = [],
     data_dir: DataDir = None,
     out: Folder = Path("runs"),
     processes: Annotated[
@@ -210,7 +210,7 @@ def _print_table(rows: dict[str, list[Record]]) -> None:
 @refusing
 def evaluate_command(
     runs: RunPaths,
-    samples: Samples = [],  # noqa: B006
+    samples: Samples = [],
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     data_dir: DataDir = None,
@@ -290,8 +290,8 @@ def report_command(
 @refusing
 def explain(
     name: RecipeName = "bach",
-    only: Only = [],  # noqa: B006
-    changes: Changes = [],  # noqa: B006
+    only: Only = [],
+    changes: Changes = [],
 ) -> None:
     """Say what the rows of a recipe are: model, sites, paths, parameters, memory."""
     chosen = recipe.load(name, changes, only)
