@@ -135,8 +135,8 @@ BAD = [
         "it needs num_layers >= 2",
     ),
     (
-        ["run", "--only", "noisin", *sets("data=MIDI", "noise=candidate * Gaussian(1)")],
-        "candidate is not supported",
+        ["run", "--only", "noisin", *sets("data=MIDI", "noise=weight_hh[9] * Gaussian(1)")],
+        r"weight_hh\[layer\] must be within",
     ),
     (["run", *sets("data=EMPTY")], "none of them readable"),
     (["run", *sets("data=nowhere")], "a folder of MIDI files; got 'nowhere'"),

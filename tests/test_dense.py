@@ -142,12 +142,12 @@ def test_learned_spread_is_trained_and_may_be_missing():
 @pytest.mark.parametrize("kind", NOISE)
 def test_what_does_not_fit_is_refused(kind):
     ours, _, x = pair(kind, NOISE[kind])
-    (value,) = ours.draw(x)[ours.site]
-    for wrong in ({}, {"hidden_l0": (value,)}, {ours.site: ()}, {ours.site: (value[..., :0],)}):
+    ((site, (value,)),) = ours.draw(x).items()
+    for wrong in ({}, {"hidden_l0": (value,)}, {site: ()}, {site: (value[..., :0],)}):
         with pytest.raises(ValueError, match="draws"):
             ours(x, draws=wrong)
-    for noise in ("hidden * Gaussian(1)", "weight * Gaussian(1)", "Zoneout(hidden=0.1)"):
-        with pytest.raises(ValueError, match="support"):
+    for noise in ("hidden * Gaussian(1)", "output * Gaussian(1)", "Zoneout(hidden=0.1)"):
+        with pytest.raises(ValueError, match="got"):
             ours.noise = noise
     assert len(terms_of(ours.noise)) == 1  # what was there stays
     assert fold(x, 2).shape[1] == 2 * B

@@ -24,10 +24,12 @@ ORDER = [
         "zoneout",
         "methods",
         "text",
+        "propagation",
+        "product",
         "reference",
         "fused",
     ),
-    *("propagation", "draws", "functional", "noisy", "dense", "layers"),
+    *("stack", "draws", "functional", "noisy", "dense", "layers", "recurrence"),
     *("inference", "likelihood", "diagnostics", "init", "optim", "penalties"),
     *("replicas", "surgery"),
 ]
@@ -37,7 +39,8 @@ EXACT = {
     "laws": {"shapes", "spread"},
     "noise": {"laws"},
     "at": {"noise"},
-    "reference": {"noise", "shapes"},
+    "propagation": {"noise", "shapes"},
+    "reference": {"product", "shapes"},
     "likelihood": {"shapes"},
 }
 CORE = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "__init__")

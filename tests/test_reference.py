@@ -10,7 +10,8 @@ from conftest import (
     assert_gradients,
     assert_second_gradients,
 )
-from noisin.reference import Perturbation, Weights, perturb, unroll
+from noisin.product import Perturbation, perturb
+from noisin.reference import Weights, unroll
 from plain import cell
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1, "RNN_SIGMOID": 1}
@@ -43,7 +44,7 @@ def split(mode, leaves, bias, proj):
 
 def ours(mode, leaves, bias=True, proj=0, **kwargs):
     x, state, weights, noise = split(mode, leaves, bias, proj)
-    z, final = unroll(mode, x, state, weights, **noise, **kwargs)
+    z, final = unroll(mode, x, state, weights, noise, **kwargs)
     return (z, *final)
 
 
@@ -52,7 +53,7 @@ def by_steps(mode, leaves, bias=True, proj=0, reverse=False, valid=None):
     x, state, weights, noise = split(mode, leaves, bias, proj)
 
     def apply(site, t, h):
-        for sign, value in noise[site]:
+        for sign, value, _ in noise[site]:
             now = value[t] if len(value) > 1 else value[0]
             h = h * now if sign == "*" else h + now
         return h

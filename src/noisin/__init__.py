@@ -7,7 +7,7 @@
 ``noisin.at`` has the sites, ``noisin.laws`` the laws, ``noisin.methods`` the papers' methods.
 """
 
-from noisin import at, diagnostics, init, methods, optim
+from noisin import at, diagnostics, init, methods, optim, penalties
 from noisin.dense import Embedding, Linear
 from noisin.inference import fold, predictive, sampling, unfold
 from noisin.laws import (
@@ -38,6 +38,7 @@ from noisin.noise import (
     tied,
     untied,
 )
+from noisin.recurrence import Recurrence
 from noisin.surgery import explain
 from noisin.text import parse
 from noisin.zoneout import Zoneout
@@ -65,6 +66,7 @@ __all__ = [
     "Logistic",
     "Noise",
     "PoissonHead",
+    "Recurrence",
     "Term",
     "Terms",
     "Uniform",
@@ -79,6 +81,7 @@ __all__ = [
     "moments",
     "optim",
     "parse",
+    "penalties",
     "preactivation",
     "predictive",
     "sample",

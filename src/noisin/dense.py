@@ -7,79 +7,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisin.draws import Draws, Places, draw_term, supported
-from noisin.noise import Noise, Term, terms_of
-from noisin.noisy import Noisy
-from noisin.reference import Perturbation, perturb
+from noisin.draws import Draws
+from noisin.laws import Learned
+from noisin.noise import Noise, Term
+from noisin.noisy import Simple
+from noisin.product import Fresh, Perturbation, perturb, products
 
 
-class Dense(Noisy):
-    """What the layers that see all steps at once share: one site, and a dimension of time."""
+class Dense(Simple):
+    """What the layers that see all steps at once share: a dimension of time."""
 
-    site: str
     time_dim: int
-
-    def _resolve(self, noise: Term | None) -> Places:
-        name = f"a {type(self).__name__}"
-        terms = tuple(supported(term, (self.site,), name) for term in terms_of(noise))
-        return {self.site: terms} if terms else {}
-
-    def _size(self, term: Noise, input: Tensor) -> list[int]:
-        """Return the shape of a term's draw."""
-        raise NotImplementedError
-
-    def draw(
-        self, input: Tensor, *, generator: torch.Generator | None = None
-    ) -> dict[str, tuple[Tensor, ...]]:
-        """Draw the noise for one call ``layer(input, draws=…)``.
-
-        Args:
-            input: the input of that call.
-            generator: source of randomness; torch's default generator without it.
-
-        Returns:
-            For the site one tensor a term, the final factor or offset.
-        """
-        weight = next(self.parameters())
-        return {
-            place: tuple(
-                draw_term(
-                    term,
-                    self._size(term, input),
-                    self._time(term),
-                    self._std(place, index, term),
-                    generator,
-                    weight.dtype,
-                    weight.device,
-                )
-                for index, term in enumerate(terms)
-            )
-            for place, terms in self._resolve(self._noise).items()
-        }
+    _features: int = 0  # dimensions of the input behind those of time and batch
 
     def _time(self, term: Noise) -> int:
-        """Return the dimension of time in a term's draw."""
         return self.time_dim
 
-    def _perturbations(self, input: Tensor, draws: Draws) -> list[Perturbation]:
-        """Pair the draws with their operators, or raise: they are not those of this layer."""
-        terms = self._resolve(self._noise).get(self.site, ())
-        values = draws.get(self.site, ())
-        if set(draws) - {self.site} or len(values) != len(terms):
+    def _checked_time(self, input: Tensor) -> int:
+        """Return the dimension of time as a number >= 0, or raise: the input lacks it."""
+        last = input.dim() - self._features
+        if not -input.dim() <= self.time_dim < last or self.time_dim % input.dim() >= last:
             raise ValueError(
-                f"draws must hold {len(terms)} tensors at {self.site!r}, got "
-                f"{ {place: len(parts) for place, parts in draws.items()} }"
+                f"{type(self).__name__}: time_dim must be a dimension of the input but that of "
+                f"the features, got {self.time_dim} for {list(input.shape)}"
             )
-        for term, value in zip(terms, values, strict=True):
-            size = self._size(term, input)
-            if not isinstance(value, Tensor) or list(value.shape) != size:
-                got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(f"draws[{self.site!r}] of {term} must be {size}, got {got}")
-        return [Perturbation(t.operator, v) for t, v in zip(terms, values, strict=True)]
+        return self.time_dim % input.dim()
 
 
 class Linear(Dense, nn.Linear):
-    """``torch.nn.Linear`` with noise at its ``input``, independent for each number of it.
+    """``torch.nn.Linear`` with noise at its ``input`` or its ``weight``.
+
+    Noise at ``input`` is independent for each number of it; noise at ``weight`` is shared by the
+    batch.
 
     Args:
         in_features: as ``torch.nn.Linear``.
@@ -88,18 +47,23 @@ class Linear(Dense, nn.Linear):
         device: as ``torch.nn.Linear``.
         dtype: as ``torch.nn.Linear``.
         noise: terms such as ``at.input * Bernoulli(keep=0.5)``, their text, or None.
-        time_dim: the dimension of time in the input, for ``@ sequence`` and ``@ cumulative``.
+        time_dim: the dimension of time in the input, along which weight noise is fresh at each
+            step, ``@ sequence`` is held and ``@ cumulative`` adds up.
 
     Raises:
         ValueError: a term that cannot act here.
 
     Example:
-        >>> layer = Linear(8, 3, noise="input * Bernoulli(keep=0.5) @ sequence")
+        >>> layer = Linear(8, 3, noise="weight + Gaussian(0.1)")
         >>> layer(torch.randn(5, 2, 8)).shape
         torch.Size([5, 2, 3])
+
+    References:
+        Ognawala, Bayer: Regularizing recurrent networks, equation 14.
     """
 
-    site = "input"
+    sites = ("input", "weight")
+    _features = 1
 
     def __init__(
         self,
@@ -116,29 +80,49 @@ class Linear(Dense, nn.Linear):
         self.time_dim = time_dim
         self.noise = noise
 
-    def _features(self, place: str) -> int:
-        return self.in_features
+    def _spread_size(self, place: str, term: Noise) -> tuple[int, ...]:
+        assert isinstance(term.law.std, Learned)
+        per = term.law.std.per
+        if per == "layer":
+            return ()
+        if place == "input":
+            return (self.in_features,)
+        return (self.out_features, self.in_features if per == "weight" else 1)
 
     def _size(self, term: Noise, input: Tensor) -> list[int]:
-        size = list(input.shape)
-        if term.hold == "sequence":
-            size[self.time_dim] = 1
+        size = list(input.shape) if input.dim() > 1 else [1, *input.shape]
+        if term.site.name == "weight" and term.estimate == "sample":
+            held = term.hold == "sequence"
+            steps = 1 if held or input.dim() == 1 else size[self._checked_time(input)]
+            return [1, self.out_features, self.in_features] if held else [steps]
+        if term.estimate == "preactivation":
+            size[-1] = self.out_features
+        if term.hold == "sequence" and input.dim() > 1:
+            size[self._checked_time(input)] = 1
         return size
 
     def forward(self, input: Tensor, *, draws: Draws | None = None) -> Tensor:
-        """Return W (perturbed input) + b.
+        """Return W x + b under noise in x or W.
 
         Args:
             input: [..., in_features].
             draws: noise from ``draw``, applied whatever the mode.
 
         Raises:
-            ValueError: draws that do not fit.
+            ValueError: draws that do not fit, or an input without the dimension of time.
         """
         draws = self._given_or_drawn(input, draws)
-        if draws is not None:
-            input = perturb(input, self._perturbations(input, draws))
-        return super().forward(input)
+        if not draws and (draws is None or self._noise is None):
+            return super().forward(input)
+        if input.dim() == 1:  # a vector is one step
+            return self.forward(input[None], draws=draws)[0]
+        acting = self._acting(input, draws)
+        on_input, on_weight = acting["input"], acting["weight"]
+        fresh = any(isinstance(one, Fresh) for one in on_weight)
+        time = self._checked_time(input) if fresh else 0
+        on_input = [one._replace(value=one.value.movedim(time, 0)) for one in on_input]  # pyright: ignore
+        rows = input.to(self._dtype(input)).movedim(time, 0)
+        return products(rows, self.weight, self.bias, on_input, on_weight).movedim(0, time)
 
 
 class Embedding(Dense, nn.Embedding):
@@ -166,7 +150,7 @@ class Embedding(Dense, nn.Embedding):
         Gal, Ghahramani (2016): A theoretically grounded application of dropout, section 4.2.
     """
 
-    site = "row"
+    sites = ("row",)
 
     def __init__(
         self, *args: Any, noise: Term | str | None = None, time_dim: int = 0, **kwargs: Any
@@ -175,11 +159,11 @@ class Embedding(Dense, nn.Embedding):
         self.time_dim = time_dim
         self.noise = noise
 
-    def _features(self, place: str) -> int:
-        return 1
+    def _spread_size(self, place: str, term: Noise) -> tuple[int, ...]:
+        return () if isinstance(term.law.std, Learned) and term.law.std.per == "layer" else (1,)
 
     def _size(self, term: Noise, input: Tensor) -> list[int]:
-        time = 1 if term.hold == "sequence" else input.shape[self.time_dim]
+        time = 1 if term.hold == "sequence" else input.shape[self._checked_time(input)]
         return [time, self.num_embeddings, 1]
 
     def _time(self, term: Noise) -> int:
@@ -197,7 +181,7 @@ class Embedding(Dense, nn.Embedding):
         """
         draws = self._given_or_drawn(input, draws)
         vectors = super().forward(input)
-        if draws is None:
+        if not draws and (draws is None or self._noise is None):
             return vectors
         shape = [1] * input.dim()
         shape[self.time_dim] = -1
@@ -205,7 +189,8 @@ class Embedding(Dense, nn.Embedding):
         return perturb(
             vectors,
             [
-                Perturbation(op, value[steps if len(value) > 1 else 0, input])
-                for op, value in self._perturbations(input, draws)
+                one._replace(value=one.value[steps if len(one.value) > 1 else 0, input])
+                for one in self._acting(input, draws)["row"]
+                if isinstance(one, Perturbation)
             ],
         )

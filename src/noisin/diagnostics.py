@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from noisin import at, functional
-from noisin.draws import Stack
 from noisin.laws import Gaussian
 from noisin.layers import NoisyRNNBase
 from noisin.noisy import Noisy
 from noisin.reference import State
 from noisin.shapes import Float
+from noisin.stack import Stack
 
 
 @torch.no_grad()

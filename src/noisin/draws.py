@@ -1,132 +1,81 @@
-"""Noise as data: where the terms of a layer stack act, and the draws that are handed in.
+"""Noise as data: the draws that are handed to a layer.
 
-A *place* is one site in one layer and direction, named like torch's weights: ``input``,
-``hidden_l0``, ``hidden_l0_reverse``, ``recurrent_l1``, ``between_l0``, ``output``. Draws are a
-plain dict from each place to one tensor a term: the final factor 1 + ε or the final offset ε.
+Draws are a plain dict from each place (see ``noisin.stack``) to one entry a term, whatever is
+random about it:
+
+======================================  =================================================
+term                                    entry
+======================================  =================================================
+at h, x, g, n (any hold)                the final factor 1 + ε or offset ε, [T, B, F], or
+                                        [1, B, F] if held; ``untied``: G·F instead of F
+in the weights ``@ sequence``           the same, [1, R, C]
+in the weights, fresh or ``cumulative`` a seed a step, int64 [T] on the CPU
+``@ preactivation``                     standard normal numbers, [T, B, G·H] or [1, B, G·H],
+                                        side by side for two directions that share a site
+``Zoneout``                             masks m, 1 where the old value stays, [T, B, F]
+======================================  =================================================
+
+Where an entry is not final and the spread is learned, it is a ``Scaled``: the entry and the spread.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from noisin.laws import Learned
-from noisin.noise import Noise, Term, terms_of
-from noisin.reference import Perturbation
+from noisin.noise import Noise, Term
+from noisin.product import Acting, Fresh, Perturbation, Preactivation
 from noisin.shapes import Float
-
-Draws = Mapping[str, tuple[Tensor, ...]]
-Places = dict[str, tuple[Noise, ...]]
-
-SITES = ("input", "between", "hidden", "recurrent", "output")
+from noisin.stack import Places, Stack, is_weight, places
+from noisin.zoneout import Zoneout
 
 
-@dataclass(frozen=True)
-class Stack:
-    """The shape of a stack of recurrent layers.
+class Scaled(NamedTuple):
+    """What is drawn for a term with a learned spread, where the spread cannot be multiplied in yet.
 
     Args:
-        mode: ``LSTM``, ``GRU``, ``RNN_TANH``, ``RNN_RELU`` or ``RNN_SIGMOID``.
-        input_size: I.
-        hidden_size: H.
-        num_layers: L.
-        bidirectional: whether each layer runs in both directions.
-        proj_size: P, the size that an LSTM projects h to, or 0.
+        source: seeds or standard normal numbers.
+        std: value of the spread; gradients reach it through here.
     """
 
-    mode: str
-    input_size: int
-    hidden_size: int
-    num_layers: int = 1
-    bidirectional: bool = False
-    proj_size: int = 0
-
-    @property
-    def directions(self) -> tuple[str, ...]:
-        """The suffixes of places and weights, one a direction."""
-        return ("", "_reverse") if self.bidirectional else ("",)
-
-    @property
-    def state_size(self) -> int:
-        """Size of h: P with a projection, else H."""
-        return self.proj_size or self.hidden_size
-
-    def state_shapes(self, batch: int) -> list[tuple[int, int, int]]:
-        """Return the shapes of h_0, and for an LSTM of c_0."""
-        rows = self.num_layers * len(self.directions)
-        shapes = [(rows, batch, self.state_size)]
-        return [*shapes, (rows, batch, self.hidden_size)] if self.mode == "LSTM" else shapes
-
-    def features(self, place: str) -> int:
-        """Return F, the last dimension of the tensor that a place stands for."""
-        if place == "input":
-            return self.input_size
-        both = len(self.directions) if place.startswith(("between", "output")) else 1
-        return self.state_size * both
+    source: Tensor
+    std: Tensor
 
 
-def places(stack: Stack, noise: Term | None) -> Places:
-    """Return where each term acts, each place with its terms from left to right.
+def outside_checkpoints(generator: torch.Generator | None) -> torch.Generator | None:
+    """Return the generator, or refuse it in a region under ``torch.utils.checkpoint``.
+
+    Such a region runs again in the backward pass. torch sets its own generators back for that,
+    and no others: noise from another one would differ, and with it the gradients.
 
     Raises:
-        ValueError: a term cannot act in this stack.
+        RuntimeError: a generator is given inside a checkpointed region.
     """
-    found: Places = {}
-    for term in terms_of(noise):
-        for place in _places_of(stack, supported(term, SITES, "a recurrent layer")):
-            found[place] = (*found.get(place, ()), term)  # pyright: ignore[reportArgumentType]
-    return found
-
-
-def supported(term: Term, sites: Sequence[str], owner: str) -> Noise:
-    """Return the term, or refuse what a layer cannot do.
-
-    Args:
-        term: the term.
-        sites: where noise can act in the layer.
-        owner: the layer, for the message.
-
-    Raises:
-        ValueError: the term cannot act there.
-    """
-    if not isinstance(term, Noise):
-        raise ValueError(f"{owner} does not support {type(term).__name__} yet; got {term}")
-    if term.site.name not in sites:
-        raise ValueError(
-            f"noise in {owner} acts at {', '.join(sites)}; {term.site.name} is not supported "
-            f"there (yet), got {term}"
-        )
-    if term.gates != "tied" or term.estimate != "sample":
-        word = term.gates if term.gates != "tied" else term.estimate
-        raise ValueError(f"{owner} does not support @ {word} yet; got {term}")
-    if isinstance(term.law.std, Learned) and term.law.std.per == "weight":
-        raise ValueError(f'a spread per="weight" needs a site that is a weight; got {term}')
-    return term
-
-
-def _places_of(stack: Stack, term: Noise) -> list[str]:
-    site, last = term.site.name, stack.num_layers - 1
-    if site in ("input", "output"):
-        return [site]
-    available = range(last if site == "between" else stack.num_layers)
-    if not available:
-        raise ValueError(
-            f"between is h of a layer on its way to the next: it needs num_layers >= 2, "
-            f"got num_layers=1 with {term} (for one layer, zaremba takes num_layers=1)"
-        )
-    layers = available
-    if term.site.layer is not None:
-        if not -len(available) <= term.site.layer < len(available):
-            raise ValueError(
-                f"{site}[layer] must be within 0 … {len(available) - 1} or count from the end, "
-                f"got {term} for {stack.num_layers} layers"
+    frame = sys._getframe() if generator is not None else None
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
+            raise RuntimeError(
+                "inside a checkpointed region noise is drawn from torch's default generator, or "
+                "drawn before and handed in as draws; got generator="
             )
-        layers = [available[term.site.layer]]
-    directions = ("",) if site == "between" else stack.directions
-    return [f"{site}_l{layer}{d}" for layer in layers for d in directions]
+        frame = frame.f_back
+    return generator
+
+
+Draws = Mapping[str, tuple["Tensor | Scaled", ...]]
+Source = torch.Generator | None
+
+
+class Like(NamedTuple):
+    """The kind of tensor to draw."""
+
+    dtype: torch.dtype | None = None
+    device: torch.device | str | None = None
 
 
 def draw(
@@ -136,10 +85,10 @@ def draw(
     batch: int,
     *,
     spread: Callable[[str, int], Tensor] | None = None,
-    generator: torch.Generator | None = None,
+    generator: Source = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-) -> dict[str, tuple[Float[Tensor, "_ B _"], ...]]:
+) -> dict[str, tuple[Tensor | Scaled, ...]]:
     """Draw all noise for one call.
 
     ε_t belongs to real time: the draws stand in padded layout and in the batch's original order,
@@ -156,44 +105,103 @@ def draw(
         device: where to draw.
 
     Returns:
-        For each place one tensor a term: [T, B, F], or [1, B, F] if held for the sequence.
+        For each place one entry a term, as the table of this module says.
 
     Raises:
         ValueError: a term cannot act in this stack, or a learned spread is missing.
     """
-    drawn = {}
+    like = Like(dtype, device)
+    drawn: dict[str, tuple[Tensor | Scaled, ...]] = {}
     for place, terms in places(stack, noise).items():
-        values = []
+        entries = []
         for index, term in enumerate(terms):
-            size = (1 if term.hold == "sequence" else time, batch, stack.features(place))
+            size = _size(stack, place, term, time, batch)
+            if isinstance(term, Zoneout):
+                u = torch.rand(size, generator=generator, dtype=dtype, device=device)
+                entries.append((u < _keeping(place, term)).to(u.dtype))
+                continue
+            assert isinstance(term, Noise)
             learned = isinstance(term.law.std, Learned)
             std = spread(place, index) if spread is not None and learned else None
-            values.append(draw_term(term, size, 0, std, generator, dtype, device))
-        drawn[place] = tuple(values)
+            entries.append(draw_term(term, size, 0, std, generator, like))
+        drawn[place] = tuple(entries)
     return drawn
 
 
 def draw_term(
-    term: Noise,
-    size: Sequence[int],
-    time_dim: int,
-    std: Tensor | None,
-    generator: torch.Generator | None,
-    dtype: torch.dtype | None,
-    device: torch.device | str | None,
-) -> Tensor:
-    """Draw the final factor or offset of one term; ``cumulative`` adds up along ``time_dim``."""
+    term: Noise, size: Sequence[int], time_dim: int, std: Tensor | None, source: Source, like: Like
+) -> Tensor | Scaled:
+    """Draw the entry of one term; ``cumulative`` adds up along ``time_dim``.
+
+    Args:
+        term: the term.
+        size: shape of the entry.
+        time_dim: the dimension of time in it.
+        std: the value of a learned spread.
+        source: generator, or None for torch's default one.
+        like: what to draw.
+    """
+    if isinstance(term.law.std, Learned) and std is None:
+        raise ValueError(f"{term}: a learned spread is drawn with its value, std=")
+    if term.estimate == "preactivation":
+        entry = torch.randn(tuple(size), generator=source, dtype=like.dtype, device=like.device)
+        return entry if std is None else Scaled(entry, std)
+    if _is_seeded(term):
+        device = source.device if source is not None else "cpu"
+        seeds = torch.randint(2**63 - 1, tuple(size), generator=source, device=device).cpu()
+        return seeds if std is None else Scaled(seeds, std)
     sample = term.law.factor if term.operator == "*" else term.law.sample
-    value = sample(size, std=std, generator=generator, dtype=dtype, device=device)
+    value = sample(size, std=std, generator=source, dtype=like.dtype, device=like.device)
     if term.hold != "cumulative":
         return value
     return value.cumprod(time_dim) if term.operator == "*" else value.cumsum(time_dim)
 
 
-def perturbations(
+def expected(
+    stack: Stack, noise: Term | None, batch: int, like: Tensor
+) -> dict[str, tuple[Tensor, ...]]:
+    """Return, in place of the masks of zoneout, their expectations: its evaluation.
+
+    Args:
+        stack: shape of the layers.
+        noise: nothing but ``Zoneout``.
+        batch: B.
+        like: a tensor of the kind to make.
+    """
+    filled = {}
+    for place, (term,) in places(stack, noise).items():
+        assert isinstance(term, Zoneout)
+        size = (1, batch, stack.features(place))
+        filled[place] = (like.new_full(size, _keeping(place, term)),)
+    return filled
+
+
+def _is_seeded(term: Noise) -> bool:
+    """Return whether seeds stand for the draws: a weight matrix a step is not held."""
+    weight = is_weight(term.site.name)
+    return weight and term.estimate == "sample" and term.hold != "sequence"
+
+
+def _keeping(place: str, term: Zoneout) -> float:
+    return term.cell if place.startswith("zoneout_cell") else term.hidden
+
+
+def _size(stack: Stack, place: str, term: Term, time: int, batch: int) -> tuple[int, ...]:
+    """Return the shape of a term's entry."""
+    if isinstance(term, Zoneout):
+        return (time, batch, stack.features(place))
+    assert isinstance(term, Noise)
+    if _is_seeded(term):
+        return (time,)
+    if is_weight(place) and term.estimate == "sample":
+        return (1, *stack.matrix(place))
+    return (1 if term.hold == "sequence" else time, batch, stack.drawn(place, term))
+
+
+def acting(
     places: Places, draws: Draws, stack: Stack, x: Float[Tensor, "T B I"]
-) -> dict[str, list[Perturbation]]:
-    """Pair the draws with their operators.
+) -> dict[str, list[Acting]]:
+    """Make of each draw what the product and the recurrence apply.
 
     Raises:
         ValueError: the draws are not those of these places, or a shape, dtype or device does not
@@ -204,22 +212,70 @@ def perturbations(
             f"draws must have exactly the places {sorted(places)}, got {sorted(draws)}"
         )
     time, batch, _ = x.shape
-    paired: dict[str, list[Perturbation]] = {}
+    paired: dict[str, list[Acting]] = {}
     for place, terms in places.items():
         if len(draws[place]) != len(terms):
             raise ValueError(
-                f"draws[{place!r}] must hold a tensor for each of the {len(terms)} terms there, "
+                f"draws[{place!r}] must hold one entry for each of the {len(terms)} terms there, "
                 f"got {len(draws[place])}"
             )
         paired[place] = []
-        for term, value in zip(terms, draws[place], strict=True):
-            size = (1 if term.hold == "sequence" else time, batch, stack.features(place))
-            if not isinstance(value, Tensor):
-                raise ValueError(f"draws[{place!r}] must hold tensors, got {type(value).__name__}")
-            if value.shape != size or value.dtype != x.dtype or value.device != x.device:
-                raise ValueError(
-                    f"draws[{place!r}] of {term} must be {list(size)} in {x.dtype} on {x.device}, "
-                    f"got {list(value.shape)} in {value.dtype} on {value.device}"
-                )
-            paired[place].append(Perturbation(term.operator, value))
+        for term, entry in zip(terms, draws[place], strict=True):
+            size = _size(stack, place, term, time, batch)
+            if isinstance(term, Zoneout):
+                alike = (1, *size[1:])  # expectations
+                size = alike if isinstance(entry, Tensor) and entry.shape == alike else size
+                checked(place, term, entry, size, x)
+                paired[place].append(Perturbation("*", entry))  # pyright: ignore[reportArgumentType]
+                continue
+            assert isinstance(term, Noise)
+            gates = stack.gates if term.gates == "untied" else 1
+            paired[place].append(act(place, term, entry, size, x, gates))
     return paired
+
+
+def act(
+    place: str, term: Noise, entry: object, size: Sequence[int], like: Tensor, gates: int = 1
+) -> Acting:
+    """Make of a checked entry what is applied; arguments as in ``checked``."""
+    source, std = checked(place, term, entry, size, like)
+    if term.estimate == "preactivation":
+        variance = term.law.variance if std is None else std.square()
+        return Preactivation(term.operator, variance, source)
+    if source.dtype == torch.int64:
+        return Fresh(term.operator, term.law, source, std, term.hold == "cumulative")
+    return Perturbation(term.operator, source, gates)
+
+
+def checked(
+    place: str, term: Term, entry: object, size: Sequence[int], like: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Return what was drawn and the spread it lacks, or refuse what does not fit.
+
+    Args:
+        place: where, for the message.
+        term: the term.
+        entry: its entry in the draws.
+        size: shape that it must have.
+        like: a tensor of the dtype and device that it must have.
+
+    Raises:
+        ValueError: the entry is no tensor, or not of this size, dtype or device.
+    """
+    source, std = entry if isinstance(entry, Scaled) else (entry, None)
+    if not isinstance(source, Tensor):
+        raise ValueError(f"draws[{place!r}] must hold tensors, got {type(source).__name__}")
+    noise = term if isinstance(term, Noise) else None
+    seeds = noise is not None and _is_seeded(noise)
+    dtype, device = (torch.int64, torch.device("cpu")) if seeds else (like.dtype, like.device)
+    if source.shape != tuple(size) or source.dtype != dtype or source.device != device:
+        raise ValueError(
+            f"draws[{place!r}] of {term} must be {list(size)} in {dtype} on {device}, "
+            f"got {list(source.shape)} in {source.dtype} on {source.device}"
+        )
+    unscaled = noise is not None and (seeds or noise.estimate == "preactivation")
+    learned = noise is not None and unscaled and isinstance(noise.law.std, Learned)
+    if learned != (std is not None):
+        rule = "with its learned spread, a noisin.draws.Scaled" if learned else "a tensor"
+        raise ValueError(f"draws[{place!r}] of {term} must be {rule}; got {type(entry).__name__}")
+    return source, std

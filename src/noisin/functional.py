@@ -1,7 +1,8 @@
 """The functional entry: a stack of recurrent layers on given weights and given noise.
 
-Here the path of each layer is chosen: torch's own kernel where no term acts inside the recurrence,
-the plain loop of ``noisin.reference`` elsewhere.
+Here the path of each layer is chosen: torch's own kernel where no term acts inside the recurrence
+(noise that is held in the weights for the call is applied to them first), the plain loop of
+``noisin.reference`` elsewhere.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from noisin import reference
-from noisin.draws import Draws, Places, Stack, perturbations, places
+from noisin.draws import Draws, acting
 from noisin.noise import Term
-from noisin.reference import Perturbation, State, Weights, perturb
+from noisin.product import Acting, Perturbation, Preactivation, perturb
+from noisin.reference import State, Weights
 from noisin.shapes import Float, Int
+from noisin.stack import Places, Stack, feeding, inside, is_held, is_sampled, places
 
 Path = Literal["torch", "reference"]
 
-# the sites inside the recurrence, which torch's kernels cannot reach
-INSIDE = ("hidden", "recurrent")
+INSIDE = (
+    *("weight_ih", "recurrent", "weight_hh"),
+    *("candidate", "hidden", "zoneout_hidden", "zoneout_cell"),
+)
 KERNELS = {
     "LSTM": torch.lstm,
     "GRU": torch.gru,
@@ -38,10 +43,9 @@ def path_of(stack: Stack, found: Places, layer: int) -> tuple[Path, str]:
         return "reference", f"torch has no kernel for {stack.mode}"
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "reference", "a transform of torch.func or forward-mode differentiation is active"
-    inside = [f"{site}_l{layer}{direction}" for site in INSIDE for direction in stack.directions]
-    acting = [place for place in inside if place in found]
-    if acting:
-        return "reference", f"noise acts inside the recurrence, at {', '.join(acting)}"
+    places = inside(stack, found, layer)
+    if places:
+        return "reference", f"noise acts inside the recurrence, at {', '.join(places)}"
     return "torch", "no noise acts inside the recurrence"
 
 
@@ -80,22 +84,24 @@ def recur(
     if found and draws is None:
         raise ValueError(f"noise is data: draws must be given with {noise}")
     _check(stack, x, state, path)
-    perturbed = perturbations(found, draws or {}, stack, x)
+    noisy = acting(found, draws or {}, stack, x)
     valid = None if lengths is None else _valid(x, lengths)
     width = len(stack.directions)
     finals: list[State] = []
-    x = perturb(x, perturbed.get("input", ()))
     for layer in range(stack.num_layers):
         rows = slice(layer * width, (layer + 1) * width)
         chosen = _checked(path, *path_of(stack, found, layer))
         run = _kernel if chosen == "torch" else _loop
         initial = tuple(s[rows] for s in state)
-        x, final = run(
-            stack, weights[rows], x, initial, lengths, _of_layer(stack, perturbed, layer)
-        )
+        if is_sampled(found.get(feeding(layer), ())):
+            x = perturb(x, noisy.pop(feeding(layer), ()))  # pyright: ignore[reportArgumentType]
+        held, within = _of_layer(stack, found, noisy, layer)
+        perturbed = [
+            _perturbed(stack, group, *pair) for group, pair in zip(weights[rows], held, strict=True)
+        ]
+        x, final = run(stack, perturbed, x, initial, lengths, within)
         finals.append(final)
-        x = perturb(x, perturbed.get(f"between_l{layer}", ()))
-    x = perturb(x, perturbed.get("output", ()))
+    x = perturb(x, noisy.get("output", ()))  # pyright: ignore[reportArgumentType]
     if valid is not None:
         x = torch.where(valid, x, 0)  # an offset at `output` shows behind the end, too
     return x, tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
@@ -128,14 +134,49 @@ def _checked(path: Path | None, chosen: Path, why: str) -> Path:
 
 
 def _of_layer(
-    stack: Stack, perturbed: dict[str, list[Perturbation]], layer: int
-) -> dict[str, list[Perturbation]]:
-    """Return the perturbations inside one layer, by site and direction: ``hidden_reverse``."""
-    return {
-        f"{site}{direction}": perturbed.get(f"{site}_l{layer}{direction}", [])
-        for site in INSIDE
-        for direction in stack.directions
-    }
+    stack: Stack, found: Places, noisy: dict[str, list[Acting]], layer: int
+) -> tuple[list[list[list[Acting]]], list[dict[str, list[Acting]]]]:
+    """Return what acts in one layer, for each direction.
+
+    Returns:
+        What is held in W_ih and W_hh for the whole call, and everything else by site.
+    """
+    held, within = [], []
+    for index, direction in enumerate(stack.directions):
+        of_weights: list[list[Acting]] = []
+        sites = {}
+        for site in INSIDE:
+            place = f"{site}_l{layer}{direction}"
+            sites[site] = noisy.get(place, [])
+            if site in ("weight_ih", "weight_hh"):
+                whole = is_held(found.get(place, ()))
+                of_weights.append(sites[site] if whole else [])
+                sites[site] = [] if whole else sites[site]
+        shared = noisy.get(feeding(layer), [])
+        sites["input"] = [_of_direction(one, index, len(stack.directions)) for one in shared]
+        held.append(of_weights)
+        within.append(sites)
+    return held, within
+
+
+def _of_direction(one: Acting, index: int, directions: int) -> Acting:
+    """Return a direction's own numbers of a pre-activation; perturbations are shared."""
+    if not isinstance(one, Preactivation):
+        return one
+    return one._replace(value=one.value.chunk(directions, -1)[index])
+
+
+def _perturbed(
+    stack: Stack, group: Sequence[Tensor], ih: Sequence[Acting], hh: Sequence[Acting]
+) -> list[Tensor]:
+    """Return the parameters of a direction with the noise that is held in them."""
+    first, second, *rest = group
+    return [_held(first, ih), _held(second, hh), *rest]
+
+
+def _held(weight: Tensor, perturbations: Sequence[Acting]) -> Tensor:
+    held = [p._replace(value=p.value[0]) for p in perturbations if isinstance(p, Perturbation)]
+    return perturb(weight, held)
 
 
 def _loop(
@@ -144,7 +185,7 @@ def _loop(
     x: Tensor,
     state: State,
     lengths: Tensor | None,
-    perturbed: dict[str, list[Perturbation]],
+    within: Sequence[dict[str, list[Acting]]],
 ) -> tuple[Tensor, State]:
     """Run one layer by the plain loop."""
     valid = None if lengths is None else _valid(x, lengths)
@@ -156,8 +197,7 @@ def _loop(
             x,
             tuple(s[index] for s in state),
             named_weights(stack, weights[index]),
-            hidden=perturbed[f"hidden{direction}"],
-            recurrent=perturbed[f"recurrent{direction}"],
+            within[index],
             valid=valid,
             reverse=direction == "_reverse",
         )
@@ -172,7 +212,7 @@ def _kernel(
     x: Tensor,
     state: State,
     lengths: Tensor | None,
-    perturbed: dict[str, list[Perturbation]],
+    within: Sequence[dict[str, list[Acting]]],
 ) -> tuple[Tensor, State]:
     """Run one layer by torch's kernel."""
     flat = [weight for group in weights for weight in group]

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from noisin import at, draws, functional
-from noisin.draws import Draws, Places, Stack
+from noisin.draws import Draws, Scaled, expected, outside_checkpoints
 from noisin.laws import Bernoulli
-from noisin.noise import Term
+from noisin.noise import Noise, Term, joined, terms_of
 from noisin.noisy import Noisy
 from noisin.reference import State
+from noisin.stack import Places, Stack, places
+from noisin.zoneout import Zoneout
 
 
 class NoisyRNNBase(Noisy, nn.RNNBase):
@@ -41,10 +43,10 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         )
 
     def _resolve(self, noise: Term | None) -> Places:
-        return draws.places(self.stack, noise)
+        return places(self.stack, noise)
 
-    def _features(self, place: str) -> int:
-        return self.stack.features(place)
+    def _spread_size(self, place: str, term: Noise) -> tuple[int, ...]:
+        return self.stack.spread(place, term)
 
     def draw(
         self,
@@ -52,7 +54,7 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         hx: Tensor | State | None = None,
         *,
         generator: torch.Generator | None = None,
-    ) -> dict[str, tuple[Tensor, ...]]:
+    ) -> dict[str, tuple[Tensor | Scaled, ...]]:
         """Draw the noise for one call ``layer(input, hx, draws=…)``.
 
         Args:
@@ -61,9 +63,9 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
             generator: source of randomness; torch's default generator without it.
 
         Returns:
-            For each place one tensor a term, the final factor or offset; see ``noisin.draws``.
-            torch's ``dropout=`` counts as the last term at ``between``. Gradients reach learned
-            spreads through these tensors.
+            For each place one entry a term, in most cases the final factor or offset; see
+            ``noisin.draws``. torch's ``dropout=`` counts as the last term at ``between``.
+            Gradients reach learned spreads through these tensors.
         """
         x, _ = self._time_major(input)
         return draws.draw(
@@ -72,8 +74,8 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
             x.shape[0],
             x.shape[1],
             spread=self._spread,
-            generator=generator,
-            dtype=x.dtype,
+            generator=outside_checkpoints(generator),
+            dtype=self._dtype(x),
             device=x.device,
         )
 
@@ -94,31 +96,39 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
             ValueError: draws that do not fit the noise or the input.
             RuntimeError: torch's own errors of shape.
         """
-        drawing = draws is None and (self.training or self.sampling)
-        plain = draws is None and not drawing
-        if drawing:  # in training without noise of ours, torch drops out by itself
-            plain = (self._noise if self.training else self._acting()) is None
-        if plain and self.mode in functional.KERNELS:
+        noise = self._noise_of(draws)
+        if noise is None and draws is None and self.mode in functional.KERNELS:
             return super().forward(input, hx)
         x, lengths = self._time_major(input)
         self.check_input(x, None)
         if not len(x):
             raise RuntimeError("a sequence must have at least one step, got none")
-        if drawing:
+        x = x.to(self._dtype(x))
+        if draws is None and (self.training or self.sampling):
             draws = self.draw(input)
+        elif draws is None:
+            draws = expected(self.stack, noise, x.shape[1], x)
         unbatched = not isinstance(input, PackedSequence) and input.dim() == 2
         output, final = functional.recur(
             self.stack,
             self.all_weights,
             x,
             self._state(hx, x, unbatched),
-            noise=self._acting() if draws is not None else None,
+            noise=noise,
             draws=draws,
             lengths=lengths,
         )
         if unbatched:
             final = tuple(s.squeeze(1) for s in final)
         return self._as_given(output, input), final if self.mode == "LSTM" else final[0]
+
+    def _noise_of(self, draws: Draws | None) -> Term | None:
+        """Return the noise of this call: all of it, what evaluation leaves, or torch's alone."""
+        if draws is not None or self.sampling:
+            return self._acting()
+        if self.training:  # without noise of ours torch drops out by itself
+            return None if self._noise is None else self._acting()
+        return joined([term for term in terms_of(self._noise) if isinstance(term, Zoneout)])
 
     def _acting(self) -> Term | None:
         """Return the noise with torch's ``dropout=``, which acts after ``between``."""
@@ -154,9 +164,10 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
             raise ValueError(f"hx of {self.mode} must have {len(sizes)} tensors, got {len(state)}")
         if unbatched:
             state = tuple(s.unsqueeze(1) for s in state)
+        autocast = torch.is_autocast_enabled(x.device.type)
         for tensor, size in zip(state, sizes, strict=True):
             self.check_hidden_size(tensor, size)
-        return state
+        return tuple(s.to(x.dtype) for s in state) if autocast else state
 
     def _as_given(self, output: Tensor, input: Tensor | PackedSequence) -> Tensor | PackedSequence:
         """Return the output in the layout of the input."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from noisin.draws import Draws, Places
+from noisin.draws import Draws, Like, Scaled, act, draw_term, outside_checkpoints
 from noisin.laws import Learned
-from noisin.noise import Noise, Term
+from noisin.noise import Noise, Term, terms_of
+from noisin.product import Acting
+from noisin.stack import Places, supported, together
 from noisin.text import parse
 
 
@@ -38,9 +41,8 @@ class Noisy(nn.Module):
         for name in self._spreads():
             delattr(self, name)
         self._noise = term
-        like = next(self.parameters())
-        for name, (learned, features) in self._spreads().items():
-            size = () if learned.per == "layer" else (features,)
+        like = next(self.parameters(), torch.empty(0))
+        for name, (learned, size) in self._spreads().items():
             rho = torch.full(size, learned.initial(), dtype=like.dtype, device=like.device)
             setattr(self, name, nn.Parameter(rho))
 
@@ -49,12 +51,18 @@ class Noisy(nn.Module):
         """Return where each term acts, or raise: a term cannot act here."""
 
     @abstractmethod
-    def _features(self, place: str) -> int:
-        """Return the last dimension of what is drawn at a place."""
+    def _spread_size(self, place: str, term: Noise) -> tuple[int, ...]:
+        """Return the shape of a term's learned spread."""
 
     @abstractmethod
     def draw(self, input: Any, *, generator: torch.Generator | None = None) -> Draws:
         """Draw the noise of one call."""
+
+    def _dtype(self, input: Tensor) -> torch.dtype:
+        """Return the type to compute in: that of the input, or autocast's."""
+        if torch.is_autocast_enabled(input.device.type):
+            return torch.get_autocast_dtype(input.device.type)
+        return input.dtype
 
     def _given_or_drawn(self, input: Any, draws: Draws | None) -> Draws | None:
         """Return the noise of this call: what is given, what is drawn, or None while it is off."""
@@ -65,6 +73,9 @@ class Noisy(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the weights anew, and set learned spreads to their start."""
         super().reset_parameters()  # pyright: ignore[reportAttributeAccessIssue]
+        self._reset_spreads()
+
+    def _reset_spreads(self) -> None:
         for name, (learned, _) in self._spreads().items():
             nn.init.constant_(getattr(self, name), learned.initial())
 
@@ -80,13 +91,13 @@ class Noisy(nn.Module):
             for name, (learned, _) in self._spreads().items()
         }
 
-    def _spreads(self) -> dict[str, tuple[Learned, int]]:
-        """Return the learned spreads by the names of their parameters, with F of their places."""
+    def _spreads(self) -> dict[str, tuple[Learned, tuple[int, ...]]]:
+        """Return the learned spreads by the names of their parameters, with their shapes."""
         return {
-            _rho(place, index): (term.law.std, self._features(place))
+            _rho(place, index): (term.law.std, self._spread_size(place, term))
             for place, terms in self._resolve(self._noise).items()
             for index, term in enumerate(terms)
-            if isinstance(term.law.std, Learned)
+            if isinstance(term, Noise) and isinstance(term.law.std, Learned)
         }
 
     def _std(self, place: str, index: int, term: Noise) -> Tensor | None:
@@ -107,6 +118,83 @@ class Noisy(nn.Module):
         for name in self._spreads():
             if prefix + name in missing_keys:
                 missing_keys.remove(prefix + name)
+
+
+class Simple(Noisy):
+    """A noisy layer that is no stack: its places are its sites."""
+
+    sites: tuple[str, ...]
+
+    @abstractmethod
+    def _size(self, term: Noise, input: Tensor) -> Sequence[int]:
+        """Return the shape of a term's entry in the draws."""
+
+    @abstractmethod
+    def _time(self, term: Noise) -> int:
+        """Return the dimension of time in a term's draw."""
+
+    def _resolve(self, noise: Term | None) -> Places:
+        owner, found = f"a {type(self).__name__}", {}
+        for one in terms_of(noise):
+            term = supported(one, self.sites, owner)
+            self._check(term)
+            found[term.site.name] = (*found.get(term.site.name, ()), term)
+        for place, terms in found.items():
+            together(place, terms)
+        return found
+
+    def _check(self, term: Noise) -> None:
+        """Refuse what has no meaning in this layer alone."""
+        if term.gates == "untied":
+            raise ValueError(f"a {type(self).__name__} has no gates for @ untied; got {term}")
+        if term.site.layer is not None:
+            raise ValueError(f"a {type(self).__name__} has no layers to index; got {term}")
+
+    def draw(
+        self, input: Tensor, *, generator: torch.Generator | None = None
+    ) -> dict[str, tuple[Tensor | Scaled, ...]]:
+        """Draw the noise for one call ``layer(input, draws=…)``.
+
+        Args:
+            input: the input of that call.
+            generator: source of randomness; torch's default generator without it.
+
+        Returns:
+            For each site one entry a term, in most cases the final factor or offset; see
+            ``noisin.draws``.
+        """
+        source, like = outside_checkpoints(generator), self._like(input)
+        kind = Like(like.dtype, like.device)
+        drawn = {}
+        for place, terms in self._resolve(self._noise).items():
+            entries = []
+            for index, term in enumerate(terms):
+                assert isinstance(term, Noise)
+                std = self._std(place, index, term)
+                size = self._size(term, input)
+                entries.append(draw_term(term, size, self._time(term), std, source, kind))
+            drawn[place] = tuple(entries)
+        return drawn
+
+    def _acting(self, input: Tensor, draws: Draws) -> dict[str, list[Acting]]:
+        """Make of each draw what acts, or raise: they are not those of this layer."""
+        found = self._resolve(self._noise)
+        got = {place: len(entries) for place, entries in draws.items()}
+        if got != {place: len(terms) for place, terms in found.items()}:
+            raise ValueError(
+                f"draws must hold one entry for each term of {self._noise}, by site; got {got}"
+            )
+        acting, like = {site: [] for site in self.sites}, self._like(input)
+        for place, terms in found.items():
+            for term, entry in zip(terms, draws[place], strict=True):
+                assert isinstance(term, Noise)
+                acting[place].append(act(place, term, entry, self._size(term, input), like))
+        return acting
+
+    def _like(self, input: Tensor) -> Tensor:
+        """Return a tensor of the kind that noise is drawn in: that of the weights."""
+        like = next(self.parameters(), input).detach()
+        return like.to(self._dtype(like))
 
 
 def _rho(place: str, index: int) -> str:

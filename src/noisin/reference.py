@@ -1,8 +1,8 @@
 """The definition: one step of each cell, and the plain loop over time.
 
 Everything faster is tested against this file. It is differentiable any number of times and runs
-under ``torch.func`` transforms. Noise comes in as data: each perturbation is a final factor or
-offset, so nothing here is random.
+under ``torch.func`` transforms. Noise comes in as data (see ``noisin.product``), so nothing here
+is random.
 
 Gates stand in torch's order: i, f, g, o for the LSTM, r, z, n for the GRU (the kind that resets
 after the recurrent product).
@@ -10,17 +10,18 @@ after the recurrent product).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from noisin.noise import Operator
+from noisin.product import Acting, Perturbation, by_time, perturb, product, products
 from noisin.shapes import Bool, Float
 
 State = tuple[Tensor, ...]
+Inside = Mapping[str, Sequence[Acting]]
 
 
 class Weights(NamedTuple):
@@ -41,48 +42,39 @@ class Weights(NamedTuple):
     hr: Tensor | None = None
 
 
-class Perturbation(NamedTuple):
-    """A final factor (operator ``*``) or offset (``+``): [T, B, F], or [1, B, F] if held."""
-
-    operator: Operator
-    value: Tensor
+Candidate = Sequence[Perturbation]
+Step = Callable[[Tensor, Tensor, State, "Tensor | None", Candidate], State]
 
 
-def perturb(x: Tensor, perturbations: Sequence[Perturbation]) -> Tensor:
-    """Apply the perturbations from left to right."""
-    for operator, value in perturbations:
-        x = x * value if operator == "*" else x + value
-    return x
-
-
-def _elman(nonlinearity: Callable[[Tensor], Tensor]):
-    def step(a: Tensor, h: Tensor, state: State, weights: Weights) -> State:
-        """h_t = f(a_t + W_hh h_{t-1} + b_hh), with f the cell's nonlinearity."""
-        return (nonlinearity(a + linear(h, weights.hh, weights.bias_hh)),)
+def _elman(nonlinearity: Callable[[Tensor], Tensor]) -> Step:
+    def step(a: Tensor, u: Tensor, state: State, hr: Tensor | None, candidate: Candidate) -> State:
+        """h_t = f(a_t + u_t), with f the cell's nonlinearity."""
+        return (nonlinearity(a + u),)
 
     return step
 
 
-def gru_step(a: Tensor, h: Tensor, state: State, weights: Weights) -> State:
-    """r, z = σ(a + W h); n = tanh(a_n + r ⊙ (W_n h + b)); h_t = (1 - z) ⊙ n + z ⊙ h_{t-1}."""
+def gru_step(a: Tensor, u: Tensor, state: State, hr: Tensor | None, candidate: Candidate) -> State:
+    """r, z = σ(a + u); n = tanh(a_n + r ⊙ u_n); h_t = (1 - z) ⊙ n + z ⊙ h_{t-1}."""
     a_r, a_z, a_n = a.chunk(3, -1)
-    u_r, u_z, u_n = linear(h, weights.hh, weights.bias_hh).chunk(3, -1)
+    u_r, u_z, u_n = u.chunk(3, -1)
     update = torch.sigmoid(a_z + u_z)
-    candidate = torch.tanh(a_n + torch.sigmoid(a_r + u_r) * u_n)
-    return (candidate + update * (state[0] - candidate),)
+    new = perturb(torch.tanh(a_n + torch.sigmoid(a_r + u_r) * u_n), candidate)
+    return (new + update * (state[0] - new),)
 
 
-def lstm_step(a: Tensor, h: Tensor, state: State, weights: Weights) -> State:
+def lstm_step(a: Tensor, u: Tensor, state: State, hr: Tensor | None, candidate: Candidate) -> State:
     """c_t = σ(f) ⊙ c_{t-1} + σ(i) ⊙ tanh(g); h_t = σ(o) ⊙ tanh(c_t), projected if asked."""
-    i, f, g, o = (a + linear(h, weights.hh, weights.bias_hh)).chunk(4, -1)
-    cell = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
+    i, f, g, o = (a + u).chunk(4, -1)
+    new = perturb(torch.tanh(g), candidate)
+    cell = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * new
     hidden = torch.sigmoid(o) * torch.tanh(cell)
-    return (hidden if weights.hr is None else linear(hidden, weights.hr), cell)
+    return (hidden if hr is None else linear(hidden, hr), cell)
 
 
-# step(a, h, state, weights) -> the new state, h first. ``a`` is W_ih x_t + b_ih, ``h`` is
-# h_{t-1} on its way into W_hh (perturbed at `recurrent`), ``state`` is the clean state.
-STEPS: dict[str, Callable[[Tensor, Tensor, State, Weights], State]] = {
+# step(a, u, state, hr, candidate) -> the new state, h first. a = W_ih x_t + b_ih and
+# u = W_hh h_{t-1} + b_hh come with their noise; ``state`` is clean of it.
+STEPS: dict[str, Step] = {
     "RNN_TANH": _elman(torch.tanh),
     "RNN_RELU": _elman(torch.relu),
     "RNN_SIGMOID": _elman(torch.sigmoid),
@@ -96,38 +88,49 @@ def unroll(
     x: Float[Tensor, "T B I"],
     state: State,
     weights: Weights,
+    inside: Inside | None = None,
     *,
-    hidden: Sequence[Perturbation] = (),
-    recurrent: Sequence[Perturbation] = (),
     valid: Bool[Tensor, "T B 1"] | None = None,
     reverse: bool = False,
 ) -> tuple[Float[Tensor, "T B P"], State]:
     """Run one layer in one direction over time.
 
-    z_t = perturb(step(x_t, perturb(z_{t-1}, recurrent_t), …), hidden_t); the result at t and
-    the h of the next step are both z_t. The cell state of an LSTM stays clean.
+    a_t = W_ih x_t + b_ih under the noise of ``input`` and ``weight_ih``, u_t = W_hh z_{t-1} + b_hh
+    under that of ``recurrent`` and ``weight_hh``, h_t = step(a_t, u_t, …) with g_t or n_t
+    perturbed by ``candidate``, and z_t = perturb(h_t, hidden_t). The result at t and the h of the
+    next step are both z_t. With zoneout, z_t ← m ⊙ z_{t-1} + (1 - m) ⊙ z_t, and the same for c_t;
+    otherwise the cell state stays clean.
 
     Args:
         mode: key of ``STEPS``.
         x: input of the layer.
         state: (h_0,) or (h_0, c_0), each [B, P] or [B, H].
         weights: parameters of the layer and direction.
-        hidden: perturbations of h_t.
-        recurrent: perturbations of h_{t-1} on its way into W_hh.
+        inside: what acts here, by site: ``input``, ``weight_ih``, ``recurrent``, ``weight_hh``,
+            ``candidate``, ``hidden``, and the masks of ``zoneout_hidden`` and ``zoneout_cell``.
         valid: which steps belong to a sequence; where False the state is kept and the output 0.
         reverse: run from the last step to the first.
 
     Returns:
         z [T, B, P], and the state after the last step, (z_T,) or (z_T, c_T).
     """
-    step, size = STEPS[mode], x.shape[0]
-    inputs = linear(x, weights.ih, weights.bias_ih).unbind(0)
-    hidden_at = _by_time(hidden, size)
-    recurrent_at = _by_time(recurrent, size)
+    step, size, inside = STEPS[mode], x.shape[0], inside or {}
+    on_x, on_weight = inside.get("input", ()), inside.get("weight_ih", ())
+    inputs = products(x, weights.ih, weights.bias_ih, on_x, on_weight).unbind(0)
+    recurrent, candidate, hidden, *kept = (
+        by_time(inside.get(site, ()), size)
+        for site in ("recurrent", "candidate", "hidden", "zoneout_hidden", "zoneout_cell")
+    )
+    weight_hh = by_time(inside.get("weight_hh", ()), size, weights.hh)
     outputs: list[Tensor] = []
     for t in reversed(range(size)) if reverse else range(size):
-        new = step(inputs[t], perturb(state[0], recurrent_at[t]), state, weights)
-        new = (perturb(new[0], hidden_at[t]), *new[1:])
+        u = product(state[0], weights.hh, weights.bias_hh, recurrent[t], weight_hh[t])
+        new = step(inputs[t], u, state, weights.hr, candidate[t])
+        new = (perturb(new[0], hidden[t]), *new[1:])
+        new = tuple(
+            torch.lerp(one, old, masks[t][0].value) if masks[t] else one
+            for one, old, masks in zip(new, state, kept, strict=False)
+        )
         if valid is None:
             outputs.append(new[0])
         else:
@@ -135,12 +138,3 @@ def unroll(
             new = tuple(torch.where(valid[t], n, s) for n, s in zip(new, state, strict=True))
         state = new
     return torch.stack(outputs[::-1] if reverse else outputs), state
-
-
-def _by_time(perturbations: Sequence[Perturbation], size: int) -> list[list[Perturbation]]:
-    """Return the perturbations of each step; held ones appear at every step."""
-    values = [p.value.expand(size, -1, -1).unbind(0) for p in perturbations]
-    return [
-        [Perturbation(p.operator, value[t]) for p, value in zip(perturbations, values, strict=True)]
-        for t in range(size)
-    ]

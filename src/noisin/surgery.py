@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from noisin.draws import places
 from noisin.functional import path_of
 from noisin.layers import NoisyRNNBase
+from noisin.stack import places
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,122 @@
+"""Penalties that are added to a loss: on the weights, and on the activations over time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Real
+
+import torch
+from torch import Tensor, nn
+
+from noisin.shapes import Float
+
+
+def l1(
+    model: nn.Module, *, input: float = 0.0, recurrent: float = 0.0, output: float = 0.0
+) -> Float[Tensor, ""]:
+    """Return Σ λ_k Σ |w| over the weight matrices of a model.
+
+    Args:
+        model: any module; its recurrent layers (torch's or ours) and its ``Linear`` layers are
+            penalized, their biases are not. A matrix that is shared counts once.
+        input: λ of the input-to-hidden matrices W_ih, of every layer.
+        recurrent: λ of the recurrent matrices W_hh.
+        output: λ of the ``Linear`` layers.
+
+    Raises:
+        ValueError: λ below 0 or not finite, no λ above 0, or no matrix of the kind it penalizes.
+
+    Example:
+        >>> layer = torch.nn.RNN(4, 8)
+        >>> l1(layer, recurrent=1e-3).shape
+        torch.Size([])
+
+    References:
+        Ognawala, Bayer: Regularizing recurrent networks, section 7 (RNN-NBR).
+    """
+    return _penalty(model, torch.abs, input=input, recurrent=recurrent, output=output)
+
+
+def l2(
+    model: nn.Module, *, input: float = 0.0, recurrent: float = 0.0, output: float = 0.0
+) -> Float[Tensor, ""]:
+    """Return Σ λ_k Σ w² over the weight matrices of a model; arguments as in ``l1``.
+
+    Note:
+        torch's ``weight_decay=c`` is λ = c / 2 under SGD, on all parameters, biases among them.
+
+    References:
+        Ognawala, Bayer: Regularizing recurrent networks, section 7 (RNN-NBR).
+    """
+    return _penalty(model, torch.square, input=input, recurrent=recurrent, output=output)
+
+
+def activation(output: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+    """Return the mean of h², the penalty on large activations.
+
+    Args:
+        output: activations, in any layout without padding. Merity, McCann and Socher take the
+            last layer's after dropout.
+
+    References:
+        Merity, McCann, Socher (2017): Revisiting activation regularization for language RNNs.
+    """
+    return output.square().mean()
+
+
+def temporal(output: Float[Tensor, "..."], time_dim: int = 0) -> Float[Tensor, ""]:
+    """Return the mean of (h_{t+1} - h_t)², the penalty on fast change; 0 of a single step.
+
+    Args:
+        output: activations, in any layout without padding. Merity, McCann and Socher take the
+            last layer's before dropout.
+        time_dim: the dimension of time; 1 with ``batch_first``.
+
+    Raises:
+        ValueError: ``time_dim`` is no dimension of the output.
+
+    References:
+        Merity, McCann, Socher (2017): Revisiting activation regularization for language RNNs.
+    """
+    if not -output.dim() <= time_dim < output.dim():
+        raise ValueError(
+            f"temporal: time_dim must be a dimension of the output, got {time_dim} for "
+            f"{list(output.shape)}"
+        )
+    change = output.diff(dim=time_dim)
+    return change.square().mean() if change.numel() else change.sum()
+
+
+def _penalty(
+    model: nn.Module, size: Callable[[Tensor], Tensor], **strengths: float
+) -> Float[Tensor, ""]:
+    for name, strength in strengths.items():
+        number = isinstance(strength, Real) and not isinstance(strength, bool)
+        if not number or not 0 <= strength < float("inf"):
+            raise ValueError(f"{name} must be a finite number >= 0, got {strength!r}")
+    acting = {name: strength for name, strength in strengths.items() if strength > 0}
+    if not acting:
+        raise ValueError(f"one of {', '.join(strengths)} must be > 0, got {strengths}")
+    terms = []
+    for name, strength in acting.items():
+        matrices = _matrices(model, name)
+        if not matrices:
+            raise ValueError(
+                f"{name}={strength} needs weights to penalize; got none in {type(model).__name__}"
+            )
+        terms += [strength * size(matrix).sum() for matrix in matrices]
+    return torch.stack(terms).sum()
+
+
+def _matrices(model: nn.Module, kind: str) -> list[Tensor]:
+    """Return the weight matrices of a kind, each once."""
+    found: dict[int, Tensor] = {}
+    for module in model.modules():
+        if kind == "output" and isinstance(module, nn.Linear):
+            found[id(module.weight)] = module.weight
+        elif kind != "output" and isinstance(module, nn.RNNBase):
+            prefix = "weight_ih" if kind == "input" else "weight_hh"
+            for name, parameter in module.named_parameters(recurse=False):
+                if name.startswith(prefix):
+                    found[id(parameter)] = parameter
+    return list(found.values())
