@@ -31,7 +31,7 @@ ORDER = [
     ),
     *("stack", "draws", "functional", "noisy", "dense", "layers", "recurrence"),
     *("inference", "likelihood", "diagnostics", "init", "optim", "penalties"),
-    *("replicas", "surgery"),
+    *("replicas", "explanation", "surgery"),
 ]
 EXACT = {
     "shapes": set(),
@@ -41,7 +41,7 @@ EXACT = {
     "at": {"noise"},
     "propagation": {"noise", "shapes"},
     "reference": {"product", "shapes"},
-    "likelihood": {"shapes"},
+    "likelihood": {"dense", "shapes"},
 }
 CORE = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "__init__")
 

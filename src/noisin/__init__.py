@@ -9,7 +9,8 @@
 
 from noisin import at, diagnostics, init, methods, optim, penalties
 from noisin.dense import Embedding, Linear
-from noisin.inference import fold, predictive, sampling, unfold
+from noisin.explanation import explain
+from noisin.inference import fold, predict, predictive, sampling, unfold
 from noisin.laws import (
     Bernoulli,
     Beta,
@@ -39,7 +40,7 @@ from noisin.noise import (
     untied,
 )
 from noisin.recurrence import Recurrence
-from noisin.surgery import explain
+from noisin.surgery import regularize, strip
 from noisin.text import parse
 from noisin.zoneout import Zoneout
 
@@ -83,11 +84,14 @@ __all__ = [
     "parse",
     "penalties",
     "preactivation",
+    "predict",
     "predictive",
+    "regularize",
     "sample",
     "sampling",
     "sequence",
     "step",
+    "strip",
     "tied",
     "unfold",
     "untied",

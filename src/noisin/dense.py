@@ -89,7 +89,8 @@ class Linear(Dense, nn.Linear):
             return (self.in_features,)
         return (self.out_features, self.in_features if per == "weight" else 1)
 
-    def _size(self, term: Noise, input: Tensor) -> list[int]:
+    def entry_size(self, term: Noise, input: Tensor) -> list[int]:
+        """Return the shape of a term's entry in the draws."""
         size = list(input.shape) if input.dim() > 1 else [1, *input.shape]
         if term.site.name == "weight" and term.estimate == "sample":
             held = term.hold == "sequence"
@@ -162,7 +163,8 @@ class Embedding(Dense, nn.Embedding):
     def _spread_size(self, place: str, term: Noise) -> tuple[int, ...]:
         return () if isinstance(term.law.std, Learned) and term.law.std.per == "layer" else (1,)
 
-    def _size(self, term: Noise, input: Tensor) -> list[int]:
+    def entry_size(self, term: Noise, input: Tensor) -> list[int]:
+        """Return the shape of a term's entry in the draws."""
         time = 1 if term.hold == "sequence" else input.shape[self._checked_time(input)]
         return [time, self.num_embeddings, 1]
 

@@ -115,7 +115,7 @@ def draw(
     for place, terms in places(stack, noise).items():
         entries = []
         for index, term in enumerate(terms):
-            size = _size(stack, place, term, time, batch)
+            size = entry_size(stack, place, term, time, batch)
             if isinstance(term, Zoneout):
                 u = torch.rand(size, generator=generator, dtype=dtype, device=device)
                 entries.append((u < _keeping(place, term)).to(u.dtype))
@@ -146,7 +146,7 @@ def draw_term(
     if term.estimate == "preactivation":
         entry = torch.randn(tuple(size), generator=source, dtype=like.dtype, device=like.device)
         return entry if std is None else Scaled(entry, std)
-    if _is_seeded(term):
+    if is_seeded(term):
         device = source.device if source is not None else "cpu"
         seeds = torch.randint(2**63 - 1, tuple(size), generator=source, device=device).cpu()
         return seeds if std is None else Scaled(seeds, std)
@@ -176,7 +176,7 @@ def expected(
     return filled
 
 
-def _is_seeded(term: Noise) -> bool:
+def is_seeded(term: Noise) -> bool:
     """Return whether seeds stand for the draws: a weight matrix a step is not held."""
     weight = is_weight(term.site.name)
     return weight and term.estimate == "sample" and term.hold != "sequence"
@@ -186,12 +186,12 @@ def _keeping(place: str, term: Zoneout) -> float:
     return term.cell if place.startswith("zoneout_cell") else term.hidden
 
 
-def _size(stack: Stack, place: str, term: Term, time: int, batch: int) -> tuple[int, ...]:
+def entry_size(stack: Stack, place: str, term: Term, time: int, batch: int) -> tuple[int, ...]:
     """Return the shape of a term's entry."""
     if isinstance(term, Zoneout):
         return (time, batch, stack.features(place))
     assert isinstance(term, Noise)
-    if _is_seeded(term):
+    if is_seeded(term):
         return (time,)
     if is_weight(place) and term.estimate == "sample":
         return (1, *stack.matrix(place))
@@ -221,7 +221,7 @@ def acting(
             )
         paired[place] = []
         for term, entry in zip(terms, draws[place], strict=True):
-            size = _size(stack, place, term, time, batch)
+            size = entry_size(stack, place, term, time, batch)
             if isinstance(term, Zoneout):
                 alike = (1, *size[1:])  # expectations
                 size = alike if isinstance(entry, Tensor) and entry.shape == alike else size
@@ -266,7 +266,7 @@ def checked(
     if not isinstance(source, Tensor):
         raise ValueError(f"draws[{place!r}] must hold tensors, got {type(source).__name__}")
     noise = term if isinstance(term, Noise) else None
-    seeds = noise is not None and _is_seeded(noise)
+    seeds = noise is not None and is_seeded(noise)
     dtype, device = (torch.int64, torch.device("cpu")) if seeds else (like.dtype, like.device)
     if source.shape != tuple(size) or source.dtype != dtype or source.device != device:
         raise ValueError(

@@ -43,9 +43,9 @@ def path_of(stack: Stack, found: Places, layer: int) -> tuple[Path, str]:
         return "reference", f"torch has no kernel for {stack.mode}"
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "reference", "a transform of torch.func or forward-mode differentiation is active"
-    places = inside(stack, found, layer)
-    if places:
-        return "reference", f"noise acts inside the recurrence, at {', '.join(places)}"
+    sites = dict.fromkeys(place.partition("_l")[0] for place in inside(stack, found, layer))
+    if sites:
+        return "reference", f"noise acts inside the recurrence, at {', '.join(sites)}"
     return "torch", "no noise acts inside the recurrence"
 
 

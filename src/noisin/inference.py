@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -90,3 +91,79 @@ def predictive(log_likelihoods: Float[Tensor, "K ..."]) -> Float[Tensor, "..."]:
         log_likelihoods: log p(x | z^k), the draws first.
     """
     return torch.logsumexp(log_likelihoods, 0) - math.log(len(log_likelihoods))
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module | Sequence[nn.Module],
+    *inputs: Any,
+    samples: int = 0,
+    average: Literal["arithmetic", "geometric"] = "arithmetic",
+    link: Callable[[Any], Tensor] | None = None,
+) -> Tensor:
+    """Average what a model predicts over draws of its noise, and over several models.
+
+    arithmetic: (1/N) Σ p_n; geometric: Π p_n^(1/N), normalized over the last dimension. N counts
+    draws and models. The models run in evaluation and are left in the mode they were in.
+
+    Args:
+        model: one model, or several of which the predictions are averaged too (checkpoints of one
+            run, or runs of several seeds).
+        *inputs: what each model is called with.
+        samples: K, draws of the noise of each model, from torch's default generator; 0 is the
+            plain network.
+        average: which mean. The geometric one is of probabilities p > 0 over the last dimension.
+        link: what makes the prediction of a model's result, such as
+            ``lambda logits: logits.softmax(-1)``; without it the result itself, a tensor.
+
+    Raises:
+        ValueError: K below 0, no model, an unknown average, or draws of a model without noise.
+        TypeError: the prediction is no tensor.
+
+    Example:
+        >>> import noisin
+        >>> model = noisin.LSTM(4, 8, noise="hidden * Gaussian(1)")
+        >>> predict(model, torch.randn(5, 3, 4), samples=10, link=lambda result: result[0]).shape
+        torch.Size([5, 3, 8])
+
+    References:
+        Zaremba, Sutskever, Vinyals: Recurrent neural network regularization, section 4.1 (2, 5
+        and 10 models). Dieng, Ranganath, Altosaar, Blei: NOISIN, section 2 (K samples).
+    """
+    models = [model] if isinstance(model, nn.Module) else list(model)
+    if samples < 0 or not models:
+        raise ValueError(f"predict needs a model and samples >= 0, got {len(models)} and {samples}")
+    if average not in ("arithmetic", "geometric"):
+        raise ValueError(f"average must be arithmetic or geometric, got {average!r}")
+    total, count = None, len(models) * max(samples, 1)
+    for one in models:
+        for prediction in _predictions(one, inputs, samples, link):
+            part = prediction.log() if average == "geometric" else prediction
+            total = part if total is None else total + part
+    assert total is not None
+    return total / count if average == "arithmetic" else (total / count).softmax(-1)
+
+
+def _predictions(
+    model: nn.Module, inputs: Sequence[Any], samples: int, link: Callable[[Any], Tensor] | None
+) -> Iterator[Tensor]:
+    """Yield the predictions of one model, in evaluation."""
+    noisy = [module for module in model.modules() if isinstance(module, Noisy)]
+    if samples and not any(layer.is_noisy for layer in noisy):
+        raise ValueError(f"draws need noise, got {samples} samples of a model without any")
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        for _ in range(max(samples, 1)):
+            with sampling(model) if samples else nullcontext():
+                result = model(*inputs)
+            prediction = result if link is None else link(result)
+            if not isinstance(prediction, Tensor):
+                raise TypeError(
+                    f"a prediction must be a tensor, got {type(prediction).__name__}; name it with "
+                    "link=, for example link=lambda result: result[0]"
+                )
+            yield prediction
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -42,7 +42,8 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
             self.proj_size,
         )
 
-    def _resolve(self, noise: Term | None) -> Places:
+    def resolve(self, noise: Term | None) -> Places:
+        """Return where each term acts, or raise: a term cannot act here."""
         return places(self.stack, noise)
 
     def _spread_size(self, place: str, term: Noise) -> tuple[int, ...]:
@@ -70,7 +71,7 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         x, _ = self._time_major(input)
         return draws.draw(
             self.stack,
-            self._acting(),
+            self.acting(),
             x.shape[0],
             x.shape[1],
             spread=self._spread,
@@ -125,12 +126,17 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
     def _noise_of(self, draws: Draws | None) -> Term | None:
         """Return the noise of this call: all of it, what evaluation leaves, or torch's alone."""
         if draws is not None or self.sampling:
-            return self._acting()
+            return self.acting()
         if self.training:  # without noise of ours torch drops out by itself
-            return None if self._noise is None else self._acting()
+            return None if self._noise is None else self.acting()
         return joined([term for term in terms_of(self._noise) if isinstance(term, Zoneout)])
 
-    def _acting(self) -> Term | None:
+    @property
+    def is_noisy(self) -> bool:
+        """Whether anything is drawn in training, torch's ``dropout=`` included."""
+        return self.acting() is not None
+
+    def acting(self) -> Term | None:
         """Return the noise with torch's ``dropout=``, which acts after ``between``."""
         if not self.dropout or self.num_layers == 1:
             return self._noise

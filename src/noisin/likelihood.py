@@ -13,15 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from noisin.dense import Linear
 from noisin.shapes import Float, Int
 
 
-class Head(nn.Linear, ABC):
+class Head(Linear, ABC):
     """A linear read-out and the distribution of x_t that it parametrizes.
 
     Args:
         in_features: H, size of the hidden state.
         out_features: number of observed features, or classes.
+        **kwargs: as ``noisin.Linear``; ``noise`` acts at ``input`` or ``weight``.
     """
 
     @abstractmethod
@@ -77,7 +79,7 @@ class GaussianHead(Head):
     Args:
         in_features: H, size of the hidden state.
         out_features: number of observed features.
-        **kwargs: as ``torch.nn.Linear``.
+        **kwargs: as ``noisin.Linear``.
     """
 
     def __init__(self, in_features: int, out_features: int, **kwargs) -> None:

@@ -37,7 +37,7 @@ class Noisy(nn.Module):
     @noise.setter
     def noise(self, noise: Term | str | None) -> None:
         term = parse(noise) if isinstance(noise, str) else noise
-        self._resolve(term)
+        self.resolve(term)
         for name in self._spreads():
             delattr(self, name)
         self._noise = term
@@ -46,8 +46,13 @@ class Noisy(nn.Module):
             rho = torch.full(size, learned.initial(), dtype=like.dtype, device=like.device)
             setattr(self, name, nn.Parameter(rho))
 
+    @property
+    def is_noisy(self) -> bool:
+        """Whether anything is drawn in training, torch's ``dropout=`` included."""
+        return self._noise is not None
+
     @abstractmethod
-    def _resolve(self, noise: Term | None) -> Places:
+    def resolve(self, noise: Term | None) -> Places:
         """Return where each term acts, or raise: a term cannot act here."""
 
     @abstractmethod
@@ -95,7 +100,7 @@ class Noisy(nn.Module):
         """Return the learned spreads by the names of their parameters, with their shapes."""
         return {
             _rho(place, index): (term.law.std, self._spread_size(place, term))
-            for place, terms in self._resolve(self._noise).items()
+            for place, terms in self.resolve(self._noise).items()
             for index, term in enumerate(terms)
             if isinstance(term, Noise) and isinstance(term.law.std, Learned)
         }
@@ -126,14 +131,15 @@ class Simple(Noisy):
     sites: tuple[str, ...]
 
     @abstractmethod
-    def _size(self, term: Noise, input: Tensor) -> Sequence[int]:
+    def entry_size(self, term: Noise, input: Tensor) -> Sequence[int]:
         """Return the shape of a term's entry in the draws."""
 
     @abstractmethod
     def _time(self, term: Noise) -> int:
         """Return the dimension of time in a term's draw."""
 
-    def _resolve(self, noise: Term | None) -> Places:
+    def resolve(self, noise: Term | None) -> Places:
+        """Return where each term acts, or raise: a term cannot act here."""
         owner, found = f"a {type(self).__name__}", {}
         for one in terms_of(noise):
             term = supported(one, self.sites, owner)
@@ -166,19 +172,19 @@ class Simple(Noisy):
         source, like = outside_checkpoints(generator), self._like(input)
         kind = Like(like.dtype, like.device)
         drawn = {}
-        for place, terms in self._resolve(self._noise).items():
+        for place, terms in self.resolve(self._noise).items():
             entries = []
             for index, term in enumerate(terms):
                 assert isinstance(term, Noise)
                 std = self._std(place, index, term)
-                size = self._size(term, input)
+                size = self.entry_size(term, input)
                 entries.append(draw_term(term, size, self._time(term), std, source, kind))
             drawn[place] = tuple(entries)
         return drawn
 
     def _acting(self, input: Tensor, draws: Draws) -> dict[str, list[Acting]]:
         """Make of each draw what acts, or raise: they are not those of this layer."""
-        found = self._resolve(self._noise)
+        found = self.resolve(self._noise)
         got = {place: len(entries) for place, entries in draws.items()}
         if got != {place: len(terms) for place, terms in found.items()}:
             raise ValueError(
@@ -188,7 +194,7 @@ class Simple(Noisy):
         for place, terms in found.items():
             for term, entry in zip(terms, draws[place], strict=True):
                 assert isinstance(term, Noise)
-                acting[place].append(act(place, term, entry, self._size(term, input), like))
+                acting[place].append(act(place, term, entry, self.entry_size(term, input), like))
         return acting
 
     def _like(self, input: Tensor) -> Tensor:

@@ -75,7 +75,8 @@ class Recurrence(Simple):
         layer = isinstance(term.law.std, Learned) and term.law.std.per == "layer"
         return () if layer else (self._features(place),)
 
-    def _size(self, term: Noise, input: Tensor) -> tuple[int, ...]:
+    def entry_size(self, term: Noise, input: Tensor) -> tuple[int, ...]:
+        """Return the shape of a term's entry in the draws."""
         time = 1 if term.hold == "sequence" else input.shape[0]
         return (time, input.shape[1], self._features(term.site.name))
 

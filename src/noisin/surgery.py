@@ -1,73 +1,217 @@
-"""Looking into models: which noise acts where, and by which path."""
+"""Turning layers of existing models into noisy ones, and back into torch's."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import Any, TypeVar
 
 from torch import nn
 
-from noisin.functional import path_of
-from noisin.layers import NoisyRNNBase
-from noisin.stack import places
+from noisin.dense import Embedding, Linear
+from noisin.layers import GRU, LSTM, RNN, NoisyRNNBase
+from noisin.likelihood import GaussianHead, Head
+from noisin.noise import Term, terms_of
+from noisin.noisy import Noisy
+from noisin.recurrence import Recurrence
+from noisin.text import parse
+from noisin.zoneout import Zoneout
+
+Model = TypeVar("Model", bound=nn.Module)
+
+OURS: dict[type[nn.Module], type[Noisy]] = {
+    nn.LSTM: LSTM,
+    nn.GRU: GRU,
+    nn.RNN: RNN,
+    nn.Linear: Linear,
+    nn.Embedding: Embedding,
+}
+OWN = ("_noise", "sampling", "time_dim", "_reached")  # attributes that torch's layers lack
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """What one layer of one module does.
+def regularize(
+    model: Model,
+    noise: Term | str | None,
+    where: str | Sequence[str] | None = None,
+    *,
+    time_dim: int = 0,
+) -> Model:
+    """Turn layers of a model into noisy ones, in place.
+
+    A layer stays the object it is: parameters, buffers, hooks, the training flag, device and dtype
+    are untouched, and so is what is tied or shared. In evaluation the model computes what it did,
+    bit for bit (zoneout aside). Call it before the optimizer is made if a spread is learned.
 
     Args:
-        module: name of the module in the model.
-        layer: index of the layer.
-        terms: the terms that act in it, by place.
-        path: ``torch`` or ``reference``.
-        why: why that path.
-        values: numbers drawn for each step of one sequence (held terms draw them once).
-    """
-
-    module: str
-    layer: int
-    terms: dict[str, str]
-    path: str
-    why: str
-    values: int
-
-    def __str__(self) -> str:
-        acting = "; ".join(f"{place}: {terms}" for place, terms in self.terms.items()) or "no noise"
-        return (
-            f"{self.module or 'model'}, layer {self.layer}: {acting}. Path {self.path}: {self.why}."
-        )
-
-
-def explain(model: nn.Module) -> list[Explanation]:
-    """Say for each recurrent layer of a model which noise acts, and which path runs and why.
-
-    Args:
-        model: any module; our layers in it are explained.
+        model: any module, which may be a recurrent layer itself.
+        noise: the terms that each chosen layer gets, or their text; None makes the layers ours
+            without noise. A layer of ours gets them in place of its own.
+        where: names of modules, or patterns such as ``"decoder.*"``: the ``RNN``, ``GRU``,
+            ``LSTM``, ``Linear`` and ``Embedding`` layers of such a name. Without it, all recurrent
+            layers.
+        time_dim: dimension of time in the input of ``Linear`` and ``Embedding`` layers.
 
     Returns:
-        One explanation for each layer of each stack, to be printed.
+        The model itself.
+
+    Raises:
+        ValueError: no layer is chosen, or a term cannot act in one; then nothing is changed.
+
+    Note:
+        A subclass of torch's layers keeps its class as a base. If its own ``forward`` never calls
+        torch's, noise could not act: the first call in training raises a RuntimeError.
 
     Example:
-        >>> import noisin
-        >>> layer = noisin.GRU(4, 8, noise="input * Uniform(1)")
-        >>> [(line.terms, line.path) for line in explain(layer)]
-        [({'input': 'input * Uniform(1.0)'}, 'torch')]
+        >>> model = nn.Sequential(nn.LSTM(4, 8, num_layers=2))
+        >>> regularize(model, "hidden * Bernoulli(keep=0.8)")
+        Sequential(
+          (0): LSTM(4, 8, num_layers=2, noise=hidden * Bernoulli(keep=0.8))
+        )
     """
-    lines = []
-    for name, module in model.named_modules():
-        if not isinstance(module, NoisyRNNBase):
-            continue
-        stack = module.stack
-        found = places(stack, module._acting())
-        for layer in range(stack.num_layers):
-            ends = [("input", 0), ("output", stack.num_layers - 1)]
-            here = {
-                place: terms
-                for place, terms in found.items()
-                if (place, layer) in ends or place.removesuffix("_reverse").endswith(f"_l{layer}")
-            }
-            path, why = path_of(stack, found, layer)
-            values = sum(stack.features(place) * len(terms) for place, terms in here.items())
-            shown = {place: " & ".join(map(str, terms)) for place, terms in here.items()}
-            lines.append(Explanation(name, layer, shown, path, why, values))
-    return lines
+    terms = parse(noise) if isinstance(noise, str) else noise
+    chosen = _chosen(model, where)
+    for name, module in chosen.items():
+        probe: Any = copy.copy(module)
+        probe.__class__ = _noisy(type(module))
+        try:
+            probe.resolve(terms)
+        except ValueError as error:
+            raise ValueError(f"{name or 'the model'}: {error}") from None
+    layer: Any
+    for layer in chosen.values():
+        new = not isinstance(layer, Noisy)
+        layer.__class__ = _noisy(type(layer))
+        if new and isinstance(layer, Linear | Embedding):
+            layer.time_dim = time_dim
+        layer.noise = terms
+    return model
+
+
+def strip(model: nn.Module, *, inplace: bool = False) -> Any:
+    """Return the model with plain torch layers in place of ours; learned spreads are dropped.
+
+    What comes back needs torch alone: it can be saved, exported, quantized. In evaluation it
+    computes what the noisy model does, bit for bit.
+
+    Args:
+        model: any module.
+        inplace: change the model itself instead of a copy.
+
+    Raises:
+        ValueError: a layer that torch cannot express: ``RNN(nonlinearity="sigmoid")``,
+            ``Zoneout`` (its evaluation is not the plain cell), ``Recurrence``, ``GaussianHead``.
+
+    Example:
+        >>> strip(LSTM(4, 8, noise="hidden * Bernoulli(keep=0.8)"))
+        LSTM(4, 8)
+    """
+    plain = {
+        name: _plain(name or "the model", module)
+        for name, module in model.named_modules()
+        if isinstance(module, Noisy)
+    }
+    result = model if inplace else copy.deepcopy(model)
+    for name, theirs in plain.items():
+        module: Any = result.get_submodule(name)
+        module.noise = None
+        for attribute in OWN:
+            module.__dict__.pop(attribute, None)
+        module.__class__ = theirs
+    return result
+
+
+def _chosen(model: nn.Module, where: str | Sequence[str] | None) -> dict[str, nn.Module]:
+    """Return the layers to change, by name."""
+    kinds = (nn.RNNBase,) if where is None else tuple(OURS)
+    able = {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, kinds)
+    }
+    if where is None:
+        if not able:
+            raise ValueError(
+                f"a model to regularize must have an RNN, GRU or LSTM (name other layers with "
+                f"where=), got {type(model).__name__}"
+            )
+        return able
+    chosen: dict[str, nn.Module] = {}
+    for pattern in [where] if isinstance(where, str) else where:
+        named = {name: module for name, module in able.items() if fnmatchcase(name, pattern)}
+        if not named:
+            raise ValueError(
+                f"where must name layers of the model, {', '.join(map(repr, able)) or 'none'}; "
+                f"got {pattern!r}"
+            )
+        chosen |= named
+    return chosen
+
+
+def _noisy(theirs: type[nn.Module]) -> type[Noisy]:
+    """Return the noisy class for a class of layers."""
+    if issubclass(theirs, Noisy):
+        return theirs
+    plain = next(one for one in OURS if issubclass(theirs, one))
+    return OURS[plain] if theirs is plain else _joined(theirs, OURS[plain])
+
+
+@cache
+def _joined(theirs: type[nn.Module], ours: type[Noisy]) -> type[Noisy]:
+    """Return a subclass of both: ours stands behind theirs and in front of torch's layer."""
+
+    class Reached(ours):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            self._reached = True
+            return super().forward(*args, **kwargs)
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self._reached = False
+        result = theirs.forward(self, *args, **kwargs)
+        if not self._reached and self.training and self.noise is not None:
+            raise RuntimeError(
+                f"{theirs.__name__}.forward must call super().forward for noise to act; it did not"
+            )
+        return result
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        return _rebuilt, (theirs, ours), self.__getstate__()
+
+    members = {
+        "theirs": theirs,
+        "forward": forward,
+        "__reduce_ex__": reduce,
+        "__module__": theirs.__module__,
+    }
+    return type(theirs.__name__, (theirs, Reached), members)  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def _rebuilt(theirs: type[nn.Module], ours: type[Noisy]) -> Noisy:
+    joined = _joined(theirs, ours)
+    return joined.__new__(joined)
+
+
+def _plain(name: str, module: Noisy) -> type[nn.Module]:
+    """Return torch's class for a layer of ours, or raise: there is none."""
+    kind = type(module)
+    if isinstance(module, Recurrence):
+        raise ValueError(f"{name}: torch has no layer for a Recurrence; its cell is {module.cell}")
+    if any(isinstance(term, Zoneout) for term in terms_of(module.noise)):
+        raise ValueError(
+            f"{name}: torch cannot express zoneout, which evaluation keeps as its expectation; "
+            f"got {module.noise}"
+        )
+    if isinstance(module, NoisyRNNBase) and module.mode == "RNN_SIGMOID":
+        raise ValueError(f"{name}: torch has no RNN of nonlinearity 'sigmoid', got {module}")
+    for theirs, ours in OURS.items():
+        if kind is ours:
+            return theirs
+    if isinstance(module, GaussianHead):
+        raise ValueError(f"{name}: torch's Linear has no spread of its own, got a GaussianHead")
+    if isinstance(module, Head):
+        return nn.Linear
+    theirs = getattr(module, "theirs", None)
+    if theirs is not None:
+        return theirs
+    raise ValueError(f"{name}: strip knows the layers of noisin, got its subclass {kind.__name__}")

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from noisin.explanation import explain as explain_model
 from noisin.lab import LabError, data, evaluate, jobs, recipe, records, report, sound, tasks
 from noisin.lab.files import make_folder, write_aside
 from noisin.lab.music import MusicModel
@@ -25,7 +26,6 @@ from noisin.lab.report import Piece
 from noisin.lab.store import SPLITS
 from noisin.lab.task import Corpus
 from noisin.lab.words import WordModel
-from noisin.surgery import explain as explain_model
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -299,19 +299,18 @@ def explain(
         config = settings.config
         model = _outline(chosen, row, settings)
         parameters = sum(p.numel() for p in model.parameters())
-        lines = explain_model(model)
         steps = config.window if isinstance(config, WordsConfig) else config.chunk
-        batch = config.batch_size * config.train_samples * steps
-        noise = sum(line.values for line in lines) * batch * 4
+        sequences = config.batch_size * config.train_samples
+        table, batch = explain_model(model, time=steps, batch=sequences), sequences * steps
+        noise = sum(line.memory for line in table)
         activations = _activations(config, model.head.out_features) * batch * 4
         copies = {"adam": 4, "nesterov-rmsprop": 4, "nt-asgd": 4}.get(config.optimizer, 3)
         _say(f"{row}: {model.rnn}, {model.head.out_features} outputs")
-        for line in lines:
-            _say(f"  {line}")
+        _say(str(table))
         _say(
             f"  {parameters:,} parameters; expected memory of a training step: weights, gradients "
             f"and optimizer {_mib(parameters * 4 * copies)}, activations {_mib(activations)}, "
-            f"noise {_mib(noise)} at most"
+            f"noise {_mib(noise)}"
         )
 
 

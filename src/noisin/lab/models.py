@@ -1,11 +1,46 @@
-"""The recurrent part of every model, from a recipe's settings."""
+"""What the models of all tasks share: the recurrent layers, and who gets which noise."""
 
 from __future__ import annotations
 
-from noisin import init
+from dataclasses import replace
+from typing import NamedTuple
+
+from noisin import at, init
 from noisin.lab.recipe import Config
 from noisin.layers import GRU, LSTM, RNN
-from noisin.noise import Term
+from noisin.noise import Noise, Term, joined, terms_of
+from noisin.text import parse
+
+
+class Shares(NamedTuple):
+    """The noise of a model, by the layer that it acts in.
+
+    Args:
+        embedding: terms at ``row``.
+        recurrent: terms of the recurrent layers.
+        head: terms at ``weight``, and those at ``output``, which is the ``input`` of the head.
+        shared_by_batch: whether one draw serves a whole batch, so that K draws cannot be folded
+            into it.
+    """
+
+    embedding: Term | None
+    recurrent: Term | None
+    head: Term | None
+    shared_by_batch: bool
+
+
+def share(noise: str) -> Shares:
+    """Split the noise of a recipe among embedding, recurrent layers and head."""
+    rows, inside, head, shared = [], [], [], False
+    for term in terms_of(parse(noise)):
+        site = term.site.name if isinstance(term, Noise) else ""
+        weights = site in ("row", "weight", "weight_ih", "weight_hh")
+        shared |= weights and getattr(term, "estimate", "") == "sample"
+        if isinstance(term, Noise) and site in ("output", "weight"):
+            head.append(replace(term, site=at.input) if site == "output" else term)
+        else:
+            (rows if site == "row" else inside).append(term)
+    return Shares(joined(rows), joined(inside), joined(head), shared)
 
 
 def recurrent(config: Config, input_size: int, noise: Term | str | None) -> LSTM | GRU | RNN:

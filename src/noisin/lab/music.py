@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from noisin.inference import fold, sampling, unfold
-from noisin.lab.models import recurrent
+from noisin.lab.models import recurrent, share
 from noisin.lab.recipe import MusicConfig
 from noisin.lab.rolls import KEYS, Corpus, Roll
 from noisin.lab.task import Loss, Scores, nested
@@ -54,8 +54,12 @@ class MusicModel(nn.Module):
 
     def __init__(self, config: MusicConfig) -> None:
         super().__init__()
-        self.rnn = recurrent(config, KEYS, config.noise)
-        self.head = BernoulliHead(config.hidden_size, KEYS)
+        noise = share(config.noise)
+        if noise.embedding is not None:
+            raise ValueError(f"music has no embedding for noise at row; got {noise.embedding}")
+        self.draws_apart = noise.shared_by_batch
+        self.rnn = recurrent(config, KEYS, noise.recurrent)
+        self.head = BernoulliHead(config.hidden_size, KEYS, noise=noise.head)
         if config.output_bias is not None:
             nn.init.constant_(self.head.bias, config.output_bias)
 
@@ -65,7 +69,10 @@ class MusicModel(nn.Module):
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Float[Tensor, "K T B"]:
         """Return log p(x_t | z_t^k), summed over the keys, for K draws of the noise."""
-        logits = unfold(self(fold(batch.inputs, samples)), samples)
+        if self.draws_apart:
+            logits = torch.stack([self(batch.inputs) for _ in range(samples)])
+        else:
+            logits = unfold(self(fold(batch.inputs, samples)), samples)
         return self.head.log_likelihood(logits, batch.targets.expand_as(logits))
 
     @torch.no_grad()

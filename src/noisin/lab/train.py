@@ -16,13 +16,13 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from noisin.diagnostics import learned_spreads, recurrent_radii
+from noisin.explanation import explain
 from noisin.lab import LabError, checkpoint, records, tasks
 from noisin.lab.files import make_folder
 from noisin.lab.recipe import Config, Row
 from noisin.lab.records import Epoch, Record
 from noisin.lab.task import Corpus, Loss, Task
 from noisin.optim import NesterovRMSprop
-from noisin.surgery import explain
 
 COUNTERS = ("epoch", "index", "total", "steps", "seconds", "since", "best_epoch")
 SCORING_SEED = 0  # of the draws at test, as `noisin evaluate` takes it

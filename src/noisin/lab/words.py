@@ -19,15 +19,13 @@ from torch import Tensor, nn
 from noisin.dense import Embedding
 from noisin.inference import fold, predictive, sampling, unfold
 from noisin.lab import LabError
-from noisin.lab.models import recurrent
+from noisin.lab.models import recurrent, share
 from noisin.lab.recipe import WordsConfig
 from noisin.lab.task import Loss, Scores, nested
 from noisin.lab.tokens import EOS, Words
 from noisin.likelihood import CategoricalHead
-from noisin.noise import Noise, Term, joined, terms_of
 from noisin.reference import State
 from noisin.shapes import Float, Int
-from noisin.text import parse
 
 TRAIN_STREAMS = 100  # that the training text is cut into to be scored
 WINDOW = 256  # steps at a time in evaluation; the score does not depend on it
@@ -54,10 +52,11 @@ class WordModel(nn.Module):
     def __init__(self, config: WordsConfig, vocabulary: int) -> None:
         super().__init__()
         size = config.embedding_size or config.hidden_size
-        rows, inside = share(parse(config.noise))
-        self.embedding = Embedding(vocabulary, size, noise=rows)
-        self.rnn = recurrent(config, size, inside)
-        self.head = CategoricalHead(config.hidden_size, vocabulary)
+        noise = share(config.noise)
+        self.draws_apart = noise.shared_by_batch
+        self.embedding = Embedding(vocabulary, size, noise=noise.embedding)
+        self.rnn = recurrent(config, size, noise.recurrent)
+        self.head = CategoricalHead(config.hidden_size, vocabulary, noise=noise.head)
         if config.init_uniform is not None:
             for name, parameter in self.named_parameters():
                 if ".rho_" not in name:  # spreads keep their own start
@@ -77,12 +76,22 @@ class WordModel(nn.Module):
         output, final = self.rnn(self.embedding(inputs), state)
         return self.head(output), final
 
-
-def share(noise: Term | None) -> tuple[Term | None, Term | None]:
-    """Split noise into the share of the embedding (``row``) and that of the recurrent layers."""
-    rows = [t for t in terms_of(noise) if isinstance(t, Noise) and t.site.name == "row"]
-    rest = [t for t in terms_of(noise) if t not in rows]
-    return joined(rows), joined(rest)
+    def in_draws(
+        self, inputs: Int[Tensor, "T B"], state: State | Tensor | None, samples: int
+    ) -> tuple[Float[Tensor, "T KB V"], State | Tensor]:
+        """Return logits and state for K draws of the noise, folded into the batch."""
+        if samples == 1 or not self.draws_apart:
+            return self(fold(inputs, samples), state)
+        logits, states = [], []
+        for k in range(samples):
+            part = slice(k * inputs.shape[1], (k + 1) * inputs.shape[1])
+            own = tuple(s[:, part] for s in state) if isinstance(state, tuple) else state
+            own = own[:, part] if isinstance(own, Tensor) else own
+            one, final = self(inputs, own)
+            logits.append(one)
+            states.append(final if isinstance(final, tuple) else (final,))
+        whole = tuple(torch.cat(parts, 1) for parts in zip(*states, strict=True))
+        return torch.cat(logits, 1), whole if self.rnn.mode == "LSTM" else whole[0]
 
 
 class WordTask:
@@ -141,7 +150,7 @@ class WordTask:
     def loss(self, batch: Window) -> Loss:
         """Return the loss of a window, and carry the state on."""
         samples = self.config.train_samples
-        logits, state = self.model(fold(batch.inputs, samples), self._state)
+        logits, state = self.model.in_draws(batch.inputs, self._state, samples)
         self._state = (
             tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
         )
@@ -250,7 +259,7 @@ class WordTask:
                 part = self._window(text, starts + start, min(window, length - start))
                 if samples:
                     with sampling(model):
-                        logits, state = model(fold(part.inputs, samples), state)
+                        logits, state = model.in_draws(part.inputs, state, samples)
                 else:
                     logits, state = model(part.inputs, state)
                 targets = fold(part.targets, max(samples, 1))
