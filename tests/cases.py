@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import noisin
 from noisin import at
 from plain import plain
+from plain_weights import terms_at
 
 LAYOUTS = ("padded", "unbatched", "sorted", "unsorted")
 KINDS = ("LSTM", "GRU", "tanh", "relu")
@@ -104,20 +105,72 @@ def pulled_back(results, leaves):
 
 
 def plain_with_gradients(layer, x, hx, draws, lengths, dtype):
-    """Run the plain loop in a dtype: results, and gradients of x, hx, weights and draws.
+    """Run the plain loop in a dtype: results, and gradients of x, hx, parameters and draws.
 
-    A state that was not given is 0 and has no gradient.
+    A state that was not given is 0 and has no gradient. Draws of a learned spread are functions
+    of it: their gradient is that of the parameter.
     """
 
     def leaf(tensor):
         return tensor.detach().to(dtype, copy=True).requires_grad_()
 
-    params = {n: leaf(p) for n, p in layer.named_parameters() if not n.startswith("rho")}
+    params = {n: leaf(p) for n, p in layer.named_parameters()}
     x, given = leaf(x), tuple(leaf(h) for h in hx)
-    draws = {place: tuple(leaf(v) for v in values) for place, values in draws.items()}
+    draws = remade(layer, draws, params, leaf)
     state = given or zeros(layer, x)
-    leaves = [x, *given, *params.values(), *(v for k in sorted(draws) for v in draws[k])]
+    leaves = [x, *given, *params.values(), *given_draws(layer, draws)]
     return pulled_back(plain(layer, x, state, draws, lengths, params), leaves)
+
+
+def is_learned(term):
+    return isinstance(getattr(getattr(term, "law", None), "std", None), noisin.Learned)
+
+
+def given_draws(layer, draws):
+    """Return the numbers in draws that are leaves: no seeds, nothing of a learned spread."""
+    return [
+        value
+        for place in sorted(draws)
+        for term, value in zip(terms_at(layer, place), draws[place], strict=True)
+        if not is_learned(term) and value.is_floating_point()
+    ]
+
+
+def leaf_draws(layer, x, seed=0):
+    """Return draws of a seed whose numbers are leaves; learned spreads keep their graph."""
+    return remade(
+        layer,
+        layer.draw(x, generator=torch.Generator().manual_seed(seed)),
+        None,
+        lambda value: value.detach().requires_grad_(),
+    )
+
+
+def remade(layer, draws, params, leaf):
+    """Return draws with leaves, and of the spreads among ``params`` (None: as they were drawn)."""
+
+    def one(place, index, term, value):
+        if not is_learned(term):
+            return leaf(value) if value.is_floating_point() else value
+        if params is None:
+            return value
+        rho = params[f"rho_{place}" + (f"_{index}" if index else "")]
+        std = term.law.std.floor + nn.functional.softplus(rho)
+        if isinstance(value, tuple):
+            source = value[0]
+            source = source.to(std.dtype) if source.is_floating_point() else source
+            return type(value)(source, std)
+        final = value.detach().to(std.dtype)  # the very numbers, with the slope ξ in the spread
+        xi = (final - (1 if term.operator == "*" else 0)) / std.detach()
+        return final + (std - std.detach()) * xi
+
+    return {
+        place: tuple(
+            one(place, index, term, value)
+            for index, (term, value) in enumerate(zip(terms_at(layer, place), found, strict=True))
+        )
+        for place, found in draws.items()
+    }
 
 
 def zeros(layer, x):
@@ -183,3 +236,51 @@ def working_noise(draw, layers, most=3):
     for term in terms[1:]:
         noise = noise & term
     return noise
+
+
+# Every site and form there is besides those of SITES and HOLDS; for two layers.
+ROWS = [
+    "candidate * Bernoulli(keep=0.6)",
+    "candidate + Gaussian(0.5) @ sequence",
+    "candidate * Gaussian(0.5) @ cumulative & candidate[0] + Gaussian(0.5)",
+    "weight_hh + Gaussian(0.3)",
+    "weight_hh[0] * Bernoulli(keep=0.7) & weight_ih[-1] * Gaussian(0.3)",
+    "weight_ih + Laplace(0.3)",
+    "weight_ih * Bernoulli(keep=0.7) @ sequence",
+    "weight_hh + Gaussian(0.3) @ sequence & weight_hh * Gaussian(0.3)",
+    "weight_ih + Gaussian(0.2) @ cumulative & weight_hh * Gaussian(0.2) @ cumulative",
+    "weight_hh + Gaussian(Learned(0.3, floor=0.1))",
+    "weight_ih * Gaussian(Learned(0.3, per='unit'))",
+    "weight_ih + Gaussian(Learned(0.3, per='weight')) @ cumulative",
+    "weight_hh * Uniform(Learned(0.3, per='weight')) @ sequence",
+    "weight_ih + Gaussian(Learned(0.3, per='unit')) @ preactivation",
+    "weight_hh * Gaussian(Learned(0.3, per='weight')) @ preactivation",
+    "input * Bernoulli(keep=0.7) @ preactivation",
+    "input + Gaussian(0.3) @ preactivation @ sequence",
+    "between * Gaussian(Learned(0.3, per='unit')) @ preactivation",
+    "recurrent * Gaussian(0.3) @ preactivation & recurrent + Gumbel(0.3) @ preactivation",
+    "weight_ih * Gaussian(0.3) @ preactivation & weight_ih + Gaussian(0.3) @ preactivation",
+    "weight_hh + Gaussian(0.3) @ preactivation @ sequence",
+    "recurrent + Gaussian(0.3) @ preactivation & weight_hh * Gaussian(0.3) @ preactivation",
+    "between * Gaussian(0.3) @ preactivation & weight_ih + Gaussian(0.3)",
+    "recurrent * Gaussian(0.3) & weight_hh + Gaussian(0.3) @ preactivation",
+    "input * Bernoulli(keep=0.7) @ untied",
+    "between + Gaussian(0.3) @ untied @ sequence",
+    "recurrent * Gaussian(Learned(0.3, per='unit')) @ untied",
+    "recurrent * Gaussian(0.3) & recurrent + Gaussian(0.3) @ untied & recurrent * Gaussian(0.3)",
+    "recurrent * Gaussian(0.3) @ untied & weight_hh + Gaussian(0.3) @ preactivation",
+    "between * Gaussian(0.3) @ untied & weight_ih * Gaussian(0.3) @ sequence",
+    "Zoneout(hidden=0.3)",
+    "Zoneout(hidden=0.3, cell=0.5)",
+    "Zoneout(cell=0.5) & hidden * Gaussian(0.3) & candidate + Gaussian(0.3)",
+    "hidden + Gaussian(0.3) & Zoneout(hidden=0.3) & output * Gaussian(0.3)",
+    "variational(input=0.7, recurrent=0.8, between=0.7, untied=True)",
+    "adaptive_weight_noise(0.2, floor=0.1)",
+]
+
+
+def kinds_of(row):
+    """Return the cells that a row has a meaning in."""
+    if "cell=" in row:
+        return ("LSTM",)
+    return ("LSTM", "GRU") if "candidate" in row else ALL_KINDS

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from noisin.lab import sound
-from noisin.lab.recipe import MusicConfig
+from noisin.lab.config import MusicConfig
 from noisin.lab.rolls import Corpus
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -1,9 +1,12 @@
 """The recurrences written out from the specification: one sequence, one step, one term at a time.
 
-Nothing here comes from noisin but the names of terms, so that agreement means something.
+Nothing here comes from noisin but the names of terms, so that agreement means something. What
+stands in draws, and products with weights under noise, are in plain_weights.py.
 """
 
 import torch
+
+from plain_weights import perturbed, product, written_out
 
 
 def cell(mode, weights, x, seen, h, c):
@@ -20,38 +23,31 @@ def cell(mode, weights, x, seen, h, c):
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     a = x @ w_ih.T + (0 if b_ih is None else b_ih)
     r = seen @ w_hh.T + (0 if b_hh is None else b_hh)
+    return gated(mode, a, r, h, c, w_hr)
+
+
+def gated(mode, a, r, h, c, w_hr, candidate=lambda tensor: tensor):
+    """Return h_t and c_t from both products a and r; ``candidate`` perturbs g_t or n_t."""
     if mode == "LSTM":
         i, f, g, o = (a + r).chunk(4, -1)
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * candidate(torch.tanh(g))
         h = torch.sigmoid(o) * torch.tanh(c)
         return (h if w_hr is None else h @ w_hr.T), c
     if mode == "GRU":
         (a_r, a_z, a_n), (r_r, r_z, r_n) = a.chunk(3, -1), r.chunk(3, -1)
         reset, update = torch.sigmoid(a_r + r_r), torch.sigmoid(a_z + r_z)
-        n = torch.tanh(a_n + reset * r_n)
+        n = candidate(torch.tanh(a_n + reset * r_n))
         return (1 - update) * n + update * h, c
     nonlinearity = {"RNN_TANH": torch.tanh, "RNN_RELU": torch.relu, "RNN_SIGMOID": torch.sigmoid}
     return nonlinearity[mode](a + r), c
 
 
+GATES = {"LSTM": 4, "GRU": 3}  # blocks of rows; 1 for an RNN
+
+
 def mode_of(layer):
     """Return torch's name of the cell; the nonlinearity may be ours."""
     return f"RNN_{layer.nonlinearity.upper()}" if layer.mode.startswith("RNN") else layer.mode
-
-
-def operators(layer, place):
-    """Return the operators that act at a place, left to right; torch's dropout comes last."""
-    site, _, where = place.partition("_l")
-    index = int(where.removesuffix("_reverse")) if where else None
-    size = layer.num_layers - (site == "between")
-    noise = layer.noise
-    terms = () if noise is None else (noise if hasattr(noise, "__iter__") else (noise,))
-    found = [
-        term.operator
-        for term in terms
-        if term.site.name == site and (term.site.layer is None or term.site.layer % size == index)
-    ]
-    return found + ["*"] * (site == "between" and layer.dropout > 0)
 
 
 def parameters(layer, name, params):
@@ -64,10 +60,10 @@ def plain(layer, x, hx, draws, lengths=None, params=None):
     """Run a stack with its noise, sequence by sequence.
 
     Args:
-        layer: one of noisin's, for its shape and the names of its terms.
+        layer: one of noisin's, for its shape, the names of its terms and the dtype of matrices.
         x: [T, B, I].
         hx: (h_0,) or (h_0, c_0), each [L·D, B, ·].
-        draws: place -> one tensor a term, [T, B, F] or [1, B, F].
+        draws: place -> one entry a term, as a layer draws them.
         lengths: steps of each sequence.
         params: weights by torch's names instead of the layer's own.
 
@@ -77,53 +73,71 @@ def plain(layer, x, hx, draws, lengths=None, params=None):
     params = dict(layer.named_parameters()) if params is None else params
     time, batch = x.shape[:2]
     lengths = [time] * batch if lengths is None else [int(n) for n in lengths]
+    entries = written_out(layer, draws, x.dtype)
     runs = [
-        _sequence(layer, params, x[:n, b], [s[:, b] for s in hx], _column(draws, b))
+        _sequence(layer, params, x[:n, b], [s[:, b] for s in hx], _column(entries, b))
         for b, n in enumerate(lengths)
     ]
     outputs = [torch.cat([out, out.new_zeros(time - len(out), out.shape[1])]) for out, *_ in runs]
     return tuple(torch.stack(parts, 1) for parts in (outputs, *list(zip(*runs, strict=True))[1:]))
 
 
-def _column(draws, b):
-    return {place: [value[:, b] for value in values] for place, values in draws.items()}
+def _column(entries, b):
+    return {place: [one.of(b) for one in values] for place, values in entries.items()}
 
 
-def _sequence(layer, params, x, hx, draws):
-    """Run one sequence x [T, I]; draws [T, F] or [1, F]."""
-
-    def perturb(place, t, tensor):
-        values = draws.get(place, [])
-        signs = operators(layer, place)
-        assert len(values) == len(signs), (place, len(values), signs)
-        for sign, value in zip(signs, values, strict=True):
-            now = value[t] if len(value) > 1 else value[0]
-            tensor = tensor * now if sign == "*" else tensor + now
-        return tensor
-
-    def all_steps(place, rows):
-        return [perturb(place, t, row) for t, row in enumerate(rows)]
-
+def _sequence(layer, params, x, hx, entries):
+    """Run one sequence x [T, I]."""
     directions = ("", "_reverse") if layer.bidirectional else ("",)
-    rows = all_steps("input", list(x))
+    rows, below = list(x), "input"
     last_h, last_c = [], []
     for index in range(layer.num_layers):
         columns = []
-        for suffix in directions:
+        for number, suffix in enumerate(directions):
             name = f"l{index}{suffix}"
-            weights = parameters(layer, name, params)
             h, c = hx[0][len(last_h)], hx[1][len(last_h)] if len(hx) > 1 else None
             steps = range(len(rows))
             z = [None] * len(rows)
             for t in reversed(steps) if suffix else steps:
-                seen = perturb(f"recurrent_{name}", t, h)
-                h, c = cell(mode_of(layer), weights, rows[t], seen, h, c)
-                h = z[t] = perturb(f"hidden_{name}", t, h)
+                now = {place: [one.now(t) for one in found] for place, found in entries.items()}
+                now["below"] = [one.part(number, len(directions)) for one in now.get(below, ())]
+                weights = parameters(layer, name, params)
+                h, c = _step(mode_of(layer), weights, rows[t], h, c, now, name)
+                z[t] = h
             columns.append(torch.stack(z))
             last_h.append(h)
             last_c.append(c)
-        rows = list(torch.cat(columns, -1))
-        if index < layer.num_layers - 1:
-            rows = all_steps(f"between_l{index}", rows)
-    output = torch.stack(all_steps("output", rows))
-    return (output, torch.stack(last_h)) + ((torch.stack(last_c),) if len(hx) > 1 else ())
+        rows, below = list(torch.cat(columns, -1)), f"between_l{index}"
+    output = []
+    for t, row in enumerate(rows):
+        for one in entries.get("output", ()):
+            row = perturbed(row, one.now(t))
+        output.append(row)
+    return (torch.stack(output), torch.stack(last_h)) + (
+        (torch.stack(last_c),) if len(hx) > 1 else ()
+    )
+
+
+def _step(mode, weights, x, h, c, now, name):
+    """Return h_t and c_t of one layer and direction; ``now`` has the entries of this step."""
+
+    def perturb(site):
+        def through(tensor):
+            for one in now.get(f"{site}_{name}", ()):
+                tensor = perturbed(tensor, one)
+            return tensor
+
+        return through
+
+    def kept(site, old, new):
+        for one in now.get(f"zoneout_{site}_{name}", ()):
+            new = one.value * old + (1 - one.value) * new
+        return new
+
+    w_ih, w_hh, b_ih, b_hh, w_hr = weights
+    gates = GATES.get(mode, 1)
+    of_ih, of_hh = (now.get(f"weight_{part}_{name}", ()) for part in ("ih", "hh"))
+    a = product(w_ih, b_ih, x, now["below"], of_ih, gates)
+    r = product(w_hh, b_hh, h, now.get(f"recurrent_{name}", ()), of_hh, gates)
+    new_h, new_c = gated(mode, a, r, h, c, w_hr, perturb("candidate"))
+    return kept("hidden", h, perturb("hidden")(new_h)), kept("cell", c, new_c)

@@ -6,7 +6,7 @@ from torch import nn
 
 from cases import seeded
 from conftest import assert_bit_equal, assert_close_to_float64
-from noisin import GRU, LSTM, Bernoulli, Gaussian, at, fold, predictive, sampling, unfold
+from noisin import GRU, LSTM, Bernoulli, Gaussian, at, fold, predict, predictive, sampling, unfold
 
 T, B, F, H, K = 4, 3, 2, 5, 4
 NOISE = at.hidden * Gaussian(0.5) & at.output * Bernoulli(keep=0.5)
@@ -123,3 +123,154 @@ def test_predictive_neither_underflows_nor_loses_what_is_impossible():
     ref64 = torch.tensor([-5000.0, -1 - torch.log(torch.tensor(2.0).double()).item()]).double()
     assert_close_to_float64(predictive(parts)[:2], ref64.float(), ref64)
     assert predictive(parts)[2] == -torch.inf
+
+
+class Scores(nn.Module):
+    """A model of log-probabilities, which remembers the modes it was called in."""
+
+    def __init__(self, noise=NOISE, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.rnn, self.drop, self.read = LSTM(F, H, noise=noise), nn.Dropout(0.5), nn.Linear(H, 3)
+        self.modes = []
+
+    def forward(self, x, fail_at=None):
+        self.modes.append((self.training, self.rnn.training, self.drop.training))
+        if len(self.modes) == fail_at:
+            raise KeyError(fail_at)
+        return self.read(self.drop(self.rnn(x)[0]))
+
+
+def probabilities(scores):
+    return scores.softmax(-1)
+
+
+def passes(net, x, samples):
+    """Return the predictions of so many calls, one by one, in evaluation."""
+    net.eval()
+    with torch.no_grad():
+        if not samples:
+            return [probabilities(net(x))]
+        with sampling(net):
+            return [probabilities(net(x)) for _ in range(samples)]
+
+
+def means(parts, kind):
+    """Return the mean of predictions in float32 and float64, by its definition."""
+    for dtype in (torch.float32, torch.float64):
+        stacked = torch.stack(parts).to(dtype)
+        if kind == "arithmetic":
+            yield stacked.sum(0) / len(parts)
+        else:
+            product = stacked.prod(0) ** (1 / len(parts))
+            yield product / product.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("average", ["arithmetic", "geometric"])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("samples", [0, 1, 4])
+def test_predict_is_the_mean_of_the_calls_of_one_seed(samples, count, average):
+    nets, x = [Scores(seed=seed) for seed in range(count)], seeded(T, B, F)
+    torch.manual_seed(5)
+    parts = [part for net in nets for part in passes(net, x, samples)]
+    assert len(parts) == count * max(samples, 1)
+    torch.manual_seed(5)
+    given = nets[0] if count == 1 else nets
+    found = predict(given, x, samples=samples, average=average, link=probabilities)
+    assert_close_to_float64(found, *means(parts, average))
+    total = found.double().sum(-1)
+    assert_close_to_float64(total, found.sum(-1).double(), torch.ones_like(total))
+
+
+def test_no_samples_are_the_plain_network():
+    net, x = Scores(), seeded(T, B, F)
+    before = torch.get_rng_state()
+    assert_bit_equal(predict(net, x), net.eval()(x).detach())
+    assert torch.equal(before, torch.get_rng_state())
+    assert not predict(net, x, samples=2).requires_grad
+
+
+def test_the_default_is_the_arithmetic_mean_of_the_result_itself():
+    net, x = Scores(), seeded(T, B, F)
+    found = []
+    for options in ({}, {"average": "arithmetic", "link": lambda scores: scores}):
+        torch.manual_seed(3)
+        found.append(predict(net, x, samples=3, **options))
+    assert_bit_equal(*found)
+
+
+def test_an_average_of_many_draws_varies_less():
+    net, x = Scores(), seeded(T, B, F)
+    few = torch.stack([predict(net, x, samples=1) for _ in range(8)])
+    many = torch.stack([predict(net, x, samples=30) for _ in range(8)])
+    assert 0 < many.var(0).mean() < few.var(0).mean()
+
+
+@pytest.mark.parametrize("samples", [0, 3])
+def test_models_are_left_in_the_modes_they_were_in(samples):
+    nets, x = [Scores(), Scores()], seeded(T, B, F)
+    nets[0].drop.eval()
+    nets[1].eval()
+    nets[1].rnn.train()
+    before = [[module.training for module in net.modules()] for net in nets]
+    predict(nets, x, samples=samples)
+    assert [[module.training for module in net.modules()] for net in nets] == before
+    assert all(set(net.modes) == {(False, False, False)} for net in nets)
+    assert not any(net.rnn.sampling for net in nets)
+
+
+@pytest.mark.parametrize("samples", [0, 3])
+@pytest.mark.parametrize("what", ["model", "link", "prediction"])
+def test_modes_are_restored_after_an_error(what, samples):
+    net, x = Scores(), seeded(T, B, F)
+    net.drop.eval()
+    before = [module.training for module in net.modules()]
+    arguments = (x, 1 + (samples > 0)) if what == "model" else (x,)
+    links = {"link": lambda scores: {}["missing"], "prediction": lambda scores: [scores]}
+    with pytest.raises(TypeError if what == "prediction" else KeyError):
+        predict(net, *arguments, samples=samples, link=links.get(what))
+    assert [module.training for module in net.modules()] == before
+    assert not net.rnn.sampling
+
+
+def test_gradients_are_on_after_an_error():
+    with pytest.raises(TypeError, match="link="):
+        predict(LSTM(F, H), seeded(T, B, F))
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"samples": -1}, "samples >= 0, got 1 and -1"),
+        ({"average": "harmonic"}, "arithmetic or geometric, got 'harmonic'"),
+        ({"model": []}, "needs a model .* got 0"),
+        ({"model": Scores(noise=None), "samples": 2}, "2 samples"),
+        ({"model": nn.Linear(F, 3), "samples": 2}, "2 samples"),
+        ({"model": [Scores(), Scores(noise=None)], "samples": 2}, "2 samples"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(options, rule):
+    model = options.pop("model", None)
+    with pytest.raises(ValueError, match=rule):
+        predict(Scores() if model is None else model, seeded(T, B, F), **options)
+
+
+def test_torchs_dropout_between_layers_is_noise_to_average():
+    torch.manual_seed(0)
+    net, x = LSTM(F, H, 2, dropout=0.5), seeded(T, B, F)
+    first = predict(net, x, samples=1, link=lambda result: result[0])
+    assert not torch.equal(first, net.eval()(x)[0])
+
+
+def test_the_geometric_mean_keeps_what_is_impossible_in_one_model_impossible():
+    parts = torch.tensor([[0.0, 0.5, 0.5], [0.2, 0.4, 0.4]])
+    nets = [nn.Linear(1, 3) for _ in parts]
+    for net, part in zip(nets, parts, strict=True):
+        nn.init.zeros_(net.weight)
+        net.bias.data.copy_(part)
+    found = predict(nets, torch.zeros(1, 1), average="geometric")
+    assert_bit_equal(found[0, 0], torch.tensor(0.0))
+    assert_close_to_float64(
+        found, torch.tensor([[0.0, 0.5, 0.5]]), torch.tensor([[0, 0.5, 0.5]]).double()
+    )

@@ -53,6 +53,8 @@ def test_without_noise_training_is_torchs(case):
 @given(cases(dropouts=DROPOUTS), st.data())
 def test_in_evaluation_noise_is_off(case, data):
     noise = data.draw(working_noise(case.options["num_layers"]) | st.none())
+    if case.options["dropout"] == 1:  # of everything: noise on top of it is refused
+        noise = None
     ours, theirs = case.ours(noise=noise).eval(), case.theirs().eval()
     assert_bit_equal(run(ours, case), run(theirs, case))
     before = torch.get_rng_state()

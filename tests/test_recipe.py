@@ -2,7 +2,7 @@
 
 import pytest
 
-from noisin.lab import LabError, recipe
+from noisin.lab import LabError, config, recipe
 
 TEXT = """
 title = "A table"
@@ -37,7 +37,7 @@ def test_rows_are_the_base_with_what_differs(path):
     # methods are written out: a record does not depend on what their names mean later
     assert a.config.noise == "input * Bernoulli(keep=0.5) & output * Bernoulli(keep=0.5)"
     assert (b.config.noise, b.config.lr, b.config.hidden_size) == ("none", 0.5, 7)
-    assert a.config.lr == recipe.MusicConfig(data="bach").lr
+    assert a.config.lr == config.MusicConfig(data="bach").lr
 
 
 def test_set_changes_every_row_and_only_keeps_some(path):
@@ -51,11 +51,11 @@ def test_set_changes_every_row_and_only_keeps_some(path):
 
 
 def test_hash_is_of_what_decides_the_run(path):
-    base = recipe.MusicConfig(data="bach")
-    assert base.hash(1) == recipe.MusicConfig(data="bach", lr=2e-3).hash(1)
+    base = config.MusicConfig(data="bach")
+    assert base.hash(1) == config.MusicConfig(data="bach", lr=2e-3).hash(1)
     # what the data hold decides, not where they lie
-    assert base.hash(1) == recipe.MusicConfig(data="elsewhere").hash(1)
-    assert len({base.hash(1), base.hash(2), recipe.MusicConfig(data="bach", lr=1e-3).hash(1)}) == 3
+    assert base.hash(1) == config.MusicConfig(data="elsewhere").hash(1)
+    assert len({base.hash(1), base.hash(2), config.MusicConfig(data="bach", lr=1e-3).hash(1)}) == 3
 
 
 BAD = [

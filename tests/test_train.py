@@ -62,11 +62,49 @@ def test_stopped_at_every_update(tmp_path):
     stops = 0
     while not (often.path / "record.json").exists():
         try:
-            train.run(often, corpus(), stopping=StopAfter(2))
+            train.run(often, corpus(), stopping=StopAfter(2 + stops))
         except train.Stopped:
             stops += 1
-    assert stops == 8  # the eighth before scoring, which asks twice
+    assert stops >= 4  # scoring asks, too, and begins anew: each time there is more patience
     assert told(records.read([often.path])[0]) == told(whole)
+
+
+def test_scoring_is_stopped_too(tmp_path):
+    """The last update is done: what is left asks between batches, and begins anew."""
+    asked = StopAfter(10**6)
+    whole = train.run(job(tmp_path / "whole"), corpus(), stopping=asked)
+    questions = 10**6 - asked.count
+    assert questions > whole.updates + len(whole.history)  # validation and the final scores ask
+    late = job(tmp_path / "late")
+    with pytest.raises(train.Stopped):
+        train.run(late, corpus(), stopping=StopAfter(questions - 1))
+    assert not (late.path / "record.json").exists()
+    assert told(train.run(late, corpus())) == told(whole)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    one, other = job(tmp_path), job(tmp_path, lr=1e-3)
+    for each in (one, other):
+        with pytest.raises(train.Stopped):
+            train.run(each, corpus(), stopping=StopAfter(3))
+    name = "checkpoint.safetensors"
+    (other.path / name).write_bytes((one.path / name).read_bytes())
+    with pytest.raises(LabError, match=r"other settings or another seed.*Delete it"):
+        train.run(other, corpus())
+
+
+@pytest.mark.parametrize("kind", ["l1_recurrent", "l2_input", "l2_output"])
+def test_penalties_shrink_the_weights_that_they_name(tmp_path, kind):
+    strength = {kind: 1.0}
+    sizes = []
+    for changes in ({}, strength):
+        at = job(tmp_path / str(len(changes)), noise="none", epochs=20, patience=20, **changes)
+        train.run(at, corpus())
+        tensors, _ = checkpoint.load(at.path / "checkpoint.safetensors")
+        sizes.append({name: t.abs().sum().item() for name, t in tensors.items()})
+    names = {"l1_recurrent": "rnn.weight_hh_l0", "l2_input": "rnn.weight_ih_l0"}
+    name = f"model.{names.get(kind, 'head.weight')}"
+    assert sizes[1][name] < sizes[0][name] / 2
 
 
 def test_a_done_run_is_not_done_again(tmp_path):

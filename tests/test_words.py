@@ -9,7 +9,8 @@ import torch
 from conftest import assert_bit_equal, assert_close_to_float64
 from lab_cases import benchmark_folder
 from noisin.lab import LabError, data, evaluate, records, tokens, train
-from noisin.lab.recipe import Row, WordsConfig
+from noisin.lab.config import WordsConfig
+from noisin.lab.recipe import Row
 from noisin.lab.train import Job
 from noisin.lab.words import WordModel, WordTask
 
@@ -345,6 +346,46 @@ def test_cut_token_file_is_refused(corpus, tmp_path):
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(LabError, match=r"token files must be whole; valid\.tokens must hold"):
         tokens.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("test.tokens", "must have the sha256"), ("corpus.json", "must have (<eos>|words)")],
+)
+def test_damage_that_keeps_the_size_is_refused(corpus, tmp_path, name, rule):
+    path = next((tmp_path / "cache" / "tokens").rglob(name))
+    old = path.read_bytes()
+    path.write_bytes(old.replace(b"<eos>", b"<eot>") if name == "corpus.json" else old[::-1])
+    assert path.stat().st_size == len(old)
+    assert path.read_bytes() != old
+    with pytest.raises(LabError, match=rule):
+        tokens.load(str(tmp_path))
+
+
+def test_long_lines_are_read_in_parts(tmp_path, monkeypatch):
+    """The same tokens, whatever the block; words and letters of several bytes are never cut."""
+    monkeypatch.setenv("NOISIN_CACHE", str(tmp_path / "cache"))
+    line = "naïve  Straße\t日本語 a bb ccc dddd"
+    text = "\ufeff" + f"{line}\n\n{line} {line}\n" * 3 + f"{line}\r\n{line}"
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.txt").write_text(text, encoding="utf-8", newline="")
+    whole = tokens.load(str(tmp_path))
+    expected = [w for part in text[1:].split("\n") for w in (*part.split(), "<eos>")]
+    assert [whole.vocabulary[i] for i in whole.splits["train"]] == expected
+    assert whole.lines["train"] == len(text.split("\n")) == 11
+    for block in (3, 7, 16):
+        monkeypatch.setattr(tokens, "BLOCK", block)
+        monkeypatch.setenv("NOISIN_CACHE", str(tmp_path / f"cache-{block}"))
+        assert tokens.load(str(tmp_path)).digest() == whole.digest()
+
+
+def test_what_was_begun_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("NOISIN_CACHE", str(tmp_path / "cache"))
+    for split, text in (("train", b"a b\n"), ("valid", b"a b\n"), ("test", b"\xff\n")):
+        (tmp_path / f"{split}.txt").write_bytes(text)
+    with pytest.raises(LabError, match="line 1: text must be UTF-8"):
+        tokens.load(str(tmp_path))
+    assert list((tmp_path / "cache" / "tokens").iterdir()) == []
 
 
 def test_changed_text_is_numbered_anew(corpus, tmp_path):

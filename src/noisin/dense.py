@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from noisin.draws import Draws
 from noisin.laws import Learned
 from noisin.noise import Noise, Term
-from noisin.noisy import Simple
-from noisin.product import Fresh, Perturbation, perturb, products
+from noisin.noisy import Simple, computing
+from noisin.product import Fresh, Perturbation, multiply_all, noisy_product, perturb
 
 
 class Dense(Simple):
@@ -123,7 +123,11 @@ class Linear(Dense, nn.Linear):
         time = self._checked_time(input) if fresh else 0
         on_input = [one._replace(value=one.value.movedim(time, 0)) for one in on_input]  # pyright: ignore
         rows = input.to(self._dtype(input)).movedim(time, 0)
-        return products(rows, self.weight, self.bias, on_input, on_weight).movedim(0, time)
+        weight, bias = self.weight.to(rows.dtype), self.bias
+        bias = None if bias is None else bias.to(rows.dtype)
+        with computing(rows.device):
+            product = noisy_product(weight, bias, on_input, on_weight, len(rows))
+            return multiply_all(product, rows).movedim(0, time)
 
 
 class Embedding(Dense, nn.Embedding):

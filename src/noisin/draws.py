@@ -27,7 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from noisin.laws import Learned
+from noisin.laws import Learned, source
 from noisin.noise import Noise, Term
 from noisin.product import Acting, Fresh, Perturbation, Preactivation
 from noisin.shapes import Float
@@ -117,7 +117,7 @@ def draw(
         for index, term in enumerate(terms):
             size = entry_size(stack, place, term, time, batch)
             if isinstance(term, Zoneout):
-                u = torch.rand(size, generator=generator, dtype=dtype, device=device)
+                u = torch.rand(size, **source(generator), dtype=dtype, device=device)
                 entries.append((u < _keeping(place, term)).to(u.dtype))
                 continue
             assert isinstance(term, Noise)
@@ -129,7 +129,12 @@ def draw(
 
 
 def draw_term(
-    term: Noise, size: Sequence[int], time_dim: int, std: Tensor | None, source: Source, like: Like
+    term: Noise,
+    size: Sequence[int],
+    time_dim: int,
+    std: Tensor | None,
+    generator: Source,
+    like: Like,
 ) -> Tensor | Scaled:
     """Draw the entry of one term; ``cumulative`` adds up along ``time_dim``.
 
@@ -138,20 +143,20 @@ def draw_term(
         size: shape of the entry.
         time_dim: the dimension of time in it.
         std: the value of a learned spread.
-        source: generator, or None for torch's default one.
+        generator: source of randomness; None for torch's default one.
         like: what to draw.
     """
     if isinstance(term.law.std, Learned) and std is None:
         raise ValueError(f"{term}: a learned spread is drawn with its value, std=")
     if term.estimate == "preactivation":
-        entry = torch.randn(tuple(size), generator=source, dtype=like.dtype, device=like.device)
+        entry = torch.randn(tuple(size), **source(generator), dtype=like.dtype, device=like.device)
         return entry if std is None else Scaled(entry, std)
     if is_seeded(term):
-        device = source.device if source is not None else "cpu"
-        seeds = torch.randint(2**63 - 1, tuple(size), generator=source, device=device).cpu()
+        device = generator.device if generator is not None else "cpu"
+        seeds = torch.randint(2**63 - 1, tuple(size), **source(generator), device=device).cpu()
         return seeds if std is None else Scaled(seeds, std)
     sample = term.law.factor if term.operator == "*" else term.law.sample
-    value = sample(size, std=std, generator=source, dtype=like.dtype, device=like.device)
+    value = sample(size, std=std, generator=generator, dtype=like.dtype, device=like.device)
     if term.hold != "cumulative":
         return value
     return value.cumprod(time_dim) if term.operator == "*" else value.cumsum(time_dim)
@@ -238,13 +243,13 @@ def act(
     place: str, term: Noise, entry: object, size: Sequence[int], like: Tensor, gates: int = 1
 ) -> Acting:
     """Make of a checked entry what is applied; arguments as in ``checked``."""
-    source, std = checked(place, term, entry, size, like)
+    drawn, std = checked(place, term, entry, size, like)
     if term.estimate == "preactivation":
-        variance = term.law.variance if std is None else std.square()
-        return Preactivation(term.operator, variance, source)
-    if source.dtype == torch.int64:
-        return Fresh(term.operator, term.law, source, std, term.hold == "cumulative")
-    return Perturbation(term.operator, source, gates)
+        variance = term.law.variance if std is None else std.square().to(drawn.dtype)
+        return Preactivation(term.operator, variance, drawn)
+    if drawn.dtype == torch.int64:
+        return Fresh(term.operator, term.law, drawn, std, term.hold == "cumulative")
+    return Perturbation(term.operator, drawn, gates)
 
 
 def checked(
@@ -262,20 +267,20 @@ def checked(
     Raises:
         ValueError: the entry is no tensor, or not of this size, dtype or device.
     """
-    source, std = entry if isinstance(entry, Scaled) else (entry, None)
-    if not isinstance(source, Tensor):
-        raise ValueError(f"draws[{place!r}] must hold tensors, got {type(source).__name__}")
+    drawn, std = entry if isinstance(entry, Scaled) else (entry, None)
+    if not isinstance(drawn, Tensor):
+        raise ValueError(f"draws[{place!r}] must hold tensors, got {type(drawn).__name__}")
     noise = term if isinstance(term, Noise) else None
     seeds = noise is not None and is_seeded(noise)
     dtype, device = (torch.int64, torch.device("cpu")) if seeds else (like.dtype, like.device)
-    if source.shape != tuple(size) or source.dtype != dtype or source.device != device:
+    if drawn.shape != tuple(size) or drawn.dtype != dtype or drawn.device != device:
         raise ValueError(
             f"draws[{place!r}] of {term} must be {list(size)} in {dtype} on {device}, "
-            f"got {list(source.shape)} in {source.dtype} on {source.device}"
+            f"got {list(drawn.shape)} in {drawn.dtype} on {drawn.device}"
         )
     unscaled = noise is not None and (seeds or noise.estimate == "preactivation")
     learned = noise is not None and unscaled and isinstance(noise.law.std, Learned)
     if learned != (std is not None):
         rule = "with its learned spread, a noisin.draws.Scaled" if learned else "a tensor"
         raise ValueError(f"draws[{place!r}] of {term} must be {rule}; got {type(entry).__name__}")
-    return source, std
+    return drawn, std

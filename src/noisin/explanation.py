@@ -139,12 +139,12 @@ def _of_simple(name: str, module: Simple, time: int, batch: int) -> list[Explana
     else:
         path, why = "torch", "no recurrence"
     pairs = [(p, t) for p, terms in module.resolve(module.noise).items() for t in terms]
+    if any(isinstance(term, Noise) and is_seeded(term) for _, term in pairs):
+        path, why = "reference", "a weight matrix is drawn for each step"
     rows = []
     for place, term in pairs:
         assert isinstance(term, Noise)
         size = module.entry_size(term, _example(module, time, batch))
-        if is_seeded(term):
-            path, why = "reference", "a weight matrix is drawn for each step"
         rows.append(_row(name, 0, place, term, path, why, size))
     return rows or [_row(name, 0, "", None, path, why, (0,))]
 

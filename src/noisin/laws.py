@@ -155,6 +155,11 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.float64 else torch.float32
 
 
+def source(generator: torch.Generator | None) -> dict[str, Any]:
+    """Return the keyword for a generator, if there is one: dynamo cannot trace a None."""
+    return {} if generator is None else {"generator": generator}
+
+
 def _uniform(
     size: Sequence[int],
     generator: torch.Generator | None,
@@ -162,7 +167,7 @@ def _uniform(
     device: torch.device,
 ) -> Tensor:
     """Draw U(0, 1) without 0 and 1, so that logarithms of u and 1 - u are finite."""
-    u = torch.rand(tuple(size), generator=generator, dtype=dtype, device=device)
+    u = torch.rand(tuple(size), **source(generator), dtype=dtype, device=device)
     return u.clamp_(min=torch.finfo(dtype).eps / 4)
 
 
@@ -199,7 +204,7 @@ class Gaussian(Law):
 
     def standard(self, size, generator, dtype, device) -> Tensor:
         """Draw N(0, 1)."""
-        return torch.randn(tuple(size), generator=generator, dtype=dtype, device=device)
+        return torch.randn(tuple(size), **source(generator), dtype=dtype, device=device)
 
 
 class Logistic(Law):
@@ -234,7 +239,7 @@ class Uniform(Law):
 
     def standard(self, size, generator, dtype, device) -> Tensor:
         """Draw uniform on [-√3, √3]."""
-        u = torch.rand(tuple(size), generator=generator, dtype=dtype, device=device)
+        u = torch.rand(tuple(size), **source(generator), dtype=dtype, device=device)
         return u.mul_(2).sub_(1).mul_(math.sqrt(3))
 
 
@@ -303,7 +308,7 @@ class Beta(Law):
     def standard(self, size, generator, dtype, device) -> Tensor:
         """Draw X = G₁/(G₁ + G₂) from two gammas, standardized; for ½, ½ that is √2·cos(πu)."""
         if self.a == self.b == 0.5:
-            u = torch.rand(tuple(size), generator=generator, dtype=dtype, device=device)
+            u = torch.rand(tuple(size), **source(generator), dtype=dtype, device=device)
             return torch.cos(math.pi * u) * math.sqrt(2)
         total = self.a + self.b
         odds = _log_gamma_draw(self.a, size, generator, dtype, device)
@@ -357,7 +362,7 @@ class Bernoulli(Law):
 
     def _mask(self, size: Sequence[int], generator: Any, dtype: torch.dtype, device: Any) -> Tensor:
         """Draw b/p."""
-        u = torch.rand(tuple(size), generator=generator, dtype=dtype, device=device)
+        u = torch.rand(tuple(size), **source(generator), dtype=dtype, device=device)
         return u.lt_(self.keep).div_(self.keep)
 
     def __str__(self) -> str:

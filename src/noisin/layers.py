@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from noisin import at, draws, functional
 from noisin.draws import Draws, Scaled, expected, outside_checkpoints
 from noisin.laws import Bernoulli
 from noisin.noise import Noise, Term, joined, terms_of
-from noisin.noisy import Noisy
+from noisin.noisy import Noisy, computing
 from noisin.reference import State
 from noisin.stack import Places, Stack, places
 from noisin.zoneout import Zoneout
@@ -44,7 +45,7 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
 
     def resolve(self, noise: Term | None) -> Places:
         """Return where each term acts, or raise: a term cannot act here."""
-        return places(self.stack, noise)
+        return places(self.stack, self._with_dropout(noise))
 
     def _spread_size(self, place: str, term: Noise) -> tuple[int, ...]:
         return self.stack.spread(place, term)
@@ -80,6 +81,7 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
             device=x.device,
         )
 
+    @_disable_dynamo  # as torch's own layers are out of its sight
     def forward(self, input: Any, hx: Any = None, *, draws: Draws | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Run the layers, as torch does.
 
@@ -104,21 +106,23 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         self.check_input(x, None)
         if not len(x):
             raise RuntimeError("a sequence must have at least one step, got none")
+        autocast = torch.is_autocast_enabled(x.device.type)
         x = x.to(self._dtype(x))
         if draws is None and (self.training or self.sampling):
             draws = self.draw(input)
         elif draws is None:
             draws = expected(self.stack, noise, x.shape[1], x)
         unbatched = not isinstance(input, PackedSequence) and input.dim() == 2
-        output, final = functional.recur(
-            self.stack,
-            self.all_weights,
-            x,
-            self._state(hx, x, unbatched),
-            noise=noise,
-            draws=draws,
-            lengths=lengths,
-        )
+        with computing(x.device):
+            output, final = functional.recur(
+                self.stack,
+                [[weight.to(x.dtype) for weight in group] for group in self.all_weights],
+                x,
+                self._state(hx, x, unbatched, autocast),
+                noise=noise,
+                draws=draws,
+                lengths=lengths,
+            )
         if unbatched:
             final = tuple(s.squeeze(1) for s in final)
         return self._as_given(output, input), final if self.mode == "LSTM" else final[0]
@@ -138,12 +142,17 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
 
     def acting(self) -> Term | None:
         """Return the noise with torch's ``dropout=``, which acts after ``between``."""
+        return self._with_dropout(self._noise)
+
+    def _with_dropout(self, noise: Term | None) -> Term | None:
         if not self.dropout or self.num_layers == 1:
-            return self._noise
+            return noise
+        if self.dropout == 1 and noise is None:  # torch's alone, which returns zeros
+            return None
         if self.dropout == 1:
             raise ValueError("dropout must be below 1 in a noisy layer, got 1")
         dropout = at.between * Bernoulli(keep=1 - self.dropout)
-        return dropout if self._noise is None else self._noise & dropout
+        return dropout if noise is None else noise & dropout
 
     def _time_major(self, input: Tensor | PackedSequence) -> tuple[Tensor, Tensor | None]:
         """Return the input as [T, B, I] in original batch order, and the lengths if packed."""
@@ -157,7 +166,14 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
             return input.unsqueeze(1), None
         return (input.transpose(0, 1) if self.batch_first else input), None
 
-    def _state(self, hx: Tensor | State | None, x: Tensor, unbatched: bool) -> State:
+    def _dtype(self, input: Tensor) -> torch.dtype:
+        # torch's own GRU on the CPU is not among what autocast lowers
+        kept = self.mode == "GRU" and input.device.type == "cpu"
+        return input.dtype if kept else super()._dtype(input)
+
+    def _state(
+        self, hx: Tensor | State | None, x: Tensor, unbatched: bool, autocast: bool
+    ) -> State:
         """Return the initial state as a tuple of [L·directions, B, P or H]."""
         sizes = self.stack.state_shapes(x.shape[1])
         if hx is None:
@@ -170,7 +186,6 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
             raise ValueError(f"hx of {self.mode} must have {len(sizes)} tensors, got {len(state)}")
         if unbatched:
             state = tuple(s.unsqueeze(1) for s in state)
-        autocast = torch.is_autocast_enabled(x.device.type)
         for tensor, size in zip(state, sizes, strict=True):
             self.check_hidden_size(tensor, size)
         return tuple(s.to(x.dtype) for s in state) if autocast else state

@@ -90,20 +90,18 @@ def variational(
         recurrent: the same for h_{t-1} on its way into the recurrent weights.
         output: the same for the last layer's h_t.
         between: the same for h_t on its way to the next layer.
-        untied: a mask a gate instead of one for all.
+        untied: a mask a gate instead of one for all, but at the output, where there are none.
 
     References:
         Gal, Ghahramani (2016): A theoretically grounded application of dropout in recurrent
         neural networks.
     """
     _flag("untied", untied)
-    rates = [
-        (at.input, input),
-        (at.between, between),
-        (at.recurrent, recurrent),
-        (at.output, output),
-    ]
-    return _dropout(rates, sequence, *([noise.untied] if untied else []))
+    inside = [(at.input, input), (at.between, between), (at.recurrent, recurrent)]
+    if not untied:
+        return _dropout([*inside, (at.output, output)], sequence)
+    gated = _dropout(inside, sequence, noise.untied)
+    return gated if output in (None, 1) else gated & _dropout([(at.output, output)], sequence)
 
 
 def weight_noise(

@@ -64,7 +64,11 @@ class Noisy(nn.Module):
         """Draw the noise of one call."""
 
     def _dtype(self, input: Tensor) -> torch.dtype:
-        """Return the type to compute in: that of the input, or autocast's."""
+        """Return the type to compute in: that of the input, or autocast's.
+
+        Everything is cast to it before, and autocast is off below (see ``computing``): a backward
+        pass runs without it.
+        """
         if torch.is_autocast_enabled(input.device.type):
             return torch.get_autocast_dtype(input.device.type)
         return input.dtype
@@ -140,7 +144,8 @@ class Simple(Noisy):
 
     def resolve(self, noise: Term | None) -> Places:
         """Return where each term acts, or raise: a term cannot act here."""
-        owner, found = f"a {type(self).__name__}", {}
+        name, found = type(self).__name__, {}
+        owner = f"{'an' if name.startswith(tuple('AEIOU')) else 'a'} {name}"
         for one in terms_of(noise):
             term = supported(one, self.sites, owner)
             self._check(term)
@@ -201,6 +206,11 @@ class Simple(Noisy):
         """Return a tensor of the kind that noise is drawn in: that of the weights."""
         like = next(self.parameters(), input).detach()
         return like.to(self._dtype(like))
+
+
+def computing(device: torch.device) -> torch.autocast:
+    """Return a context without autocast, for what has been cast already."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def _rho(place: str, index: int) -> str:

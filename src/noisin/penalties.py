@@ -17,8 +17,8 @@ def l1(
     """Return Σ λ_k Σ |w| over the weight matrices of a model.
 
     Args:
-        model: any module; its recurrent layers (torch's or ours) and its ``Linear`` layers are
-            penalized, their biases are not. A matrix that is shared counts once.
+        model: any module; its recurrent layers (torch's or ours, no single cells) and its
+            ``Linear`` layers are penalized, their biases are not. A shared matrix counts once.
         input: λ of the input-to-hidden matrices W_ih, of every layer.
         recurrent: λ of the recurrent matrices W_hh.
         output: λ of the ``Linear`` layers.

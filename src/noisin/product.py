@@ -2,18 +2,20 @@
 
 Noise is data here, in one of three forms. A ``Perturbation`` is a final factor or offset. A
 ``Fresh`` is noise in the weights that is drawn anew at each step: its datum is a seed a step, from
-which the backward pass draws the same matrix again, so that T matrices are never held. A
-``Preactivation`` stands for noise by the Gaussian pre-activation of the same mean and variance.
+which the backward pass draws the same matrix again, so that T matrices are never held (but where
+draws accumulate over time). A ``Preactivation`` stands for noise by the Gaussian pre-activation of
+the same mean and variance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
 from torch.nn import functional
 
@@ -102,99 +104,204 @@ def perturb(x: Tensor, perturbations: Sequence[Perturbation]) -> Tensor:
     return x
 
 
-def product(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    on_x: Sequence[Acting] = (),
-    on_weight: Sequence[Acting] = (),
-) -> Tensor:
-    """Return W x + b under noise, at one step, or at all steps if no noise is ``Fresh``.
+class Matrix(NamedTuple):
+    """A weight matrix, and what a formula for variances needs of it, once for all steps.
 
     Args:
-        x: [..., F].
         weight: W [R, F].
-        bias: b [R] or None.
-        on_x: what acts on x.
-        on_weight: what acts on W; its perturbations are [R, F].
-
-    Returns:
-        [..., R]. With ``Preactivation`` a = E[a] + Σ_k √V_k ξ_k, V_k the variance of a that the
-        k-th term adds: a ~ N(E[a], V[a]) by unit.
+        square: W² if noise in x needs it.
+        added: for each term in W the variance that it adds, [R, F].
     """
-    if not on_x and not on_weight:
-        return functional.linear(x, weight, bias)
-    x = perturb(x, [p for p in on_x if isinstance(p, Perturbation)])
-    drawn = [p for p in on_weight if not isinstance(p, Preactivation)]
-    gated = any(isinstance(p, Perturbation) and p.gates > 1 for p in on_x)
-    if all(isinstance(p, Fresh) for p in drawn) and drawn and not gated and _may_regenerate():
-        fresh: list[Any] = drawn
-        device = x.device.type
-        if torch.is_autocast_enabled(device):  # which does not look into a function of our own
-            dtype = torch.get_autocast_dtype(device)
-            x, weight = x.to(dtype), weight.to(dtype)
-        result = _FreshProduct.apply(x, weight, fresh, *(p.std for p in fresh))
-        result = result if bias is None else result + bias
-    else:
-        for p in drawn:
-            value = p.final(0, weight) if isinstance(p, Fresh) else p.value
-            weight = weight * value if p.operator == "*" else weight + value
-        result = _linear(x, weight, bias, gated)
-    before = [p for p in on_x if isinstance(p, Preactivation)]
-    within = [p for p in on_weight if isinstance(p, Preactivation)]
-    if not before and not within:
-        return result
-    return result + _deviations(x, weight, gated, before, within)
+
+    weight: Tensor
+    square: Tensor | None = None
+    added: tuple[Tensor, ...] = ()
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, gated: bool) -> Tensor:
-    if not gated:
-        return functional.linear(x, weight, bias)
-    blocks = weight.unflatten(0, (x.shape[-2], -1))
-    result = torch.einsum("...gf,ghf->...gh", x, blocks).flatten(-2)
-    return result if bias is None else result + bias
+class Product(NamedTuple):
+    """W x + b under noise, for the steps of one call; made by ``noisy_product``.
+
+    Args:
+        matrix: W, with the noise that is held in it.
+        bias: b [R] or None.
+        on_x: what acts on x, at all steps together.
+        within: what acts in W by formula.
+        on_x_at: what acts on x, step by step; ``within_at`` and ``drawn_at`` likewise.
+        within_at: what acts in W by formula.
+        drawn_at: what is drawn in W for each step; nothing where all of it is held.
+    """
+
+    matrix: Matrix
+    bias: Tensor | None
+    on_x: Sequence[Acting]
+    within: Sequence[Preactivation]
+    on_x_at: list[list[Any]]
+    within_at: list[list[Any]]
+    drawn_at: list[list[Any]]
 
 
-def _deviations(
-    x: Tensor,
-    weight: Tensor,
-    gated: bool,
-    before: Sequence[Preactivation],
-    within: Sequence[Preactivation],
-) -> Tensor:
-    """Return Σ_k √V_k ξ_k over the terms in front of the product, then over those in W."""
-    total: Tensor | float = 0.0
-    variance, square = torch.zeros_like(x), weight.square()
-    for p in before:
-        added = added_variance(x, variance, p.operator, p.variance)
-        total = total + deviation(_linear(added, square, None, gated)) * p.value
-        variance = variance + added
-    second, variance = x.square() + variance, torch.zeros_like(weight)
-    for p in within:
-        added = added_variance(weight, variance, p.operator, p.variance)
-        total = total + deviation(_linear(second, added, None, gated)) * p.value
-        variance = variance + added
-    assert isinstance(total, Tensor)
-    return total
-
-
-def products(
-    x: Tensor,
+def noisy_product(
     weight: Tensor,
     bias: Tensor | None,
     on_x: Sequence[Acting],
     on_weight: Sequence[Acting],
+    time: int,
+) -> Product:
+    """Prepare W x + b under noise.
+
+    With ``Preactivation`` a = E[a] + Σ_k √V_k ξ_k, where V_k is the variance of a that the k-th
+    term adds, those in x before those in W: a ~ N(E[a], V[a]) a unit.
+
+    Args:
+        weight: W [R, F].
+        bias: b [R] or None.
+        on_x: what acts on x.
+        on_weight: what acts on W.
+        time: T.
+    """
+    within = [p for p in on_weight if isinstance(p, Preactivation)]
+    drawn = [p for p in on_weight if not isinstance(p, Preactivation)]
+    fresh = any(isinstance(p, Fresh) for p in drawn)
+    if not fresh:  # one matrix serves all steps
+        held = [p._replace(value=p.value[0]) for p in drawn if isinstance(p, Perturbation)]
+        weight = perturb(weight, held)
+    return Product(
+        Matrix(weight, *_squares(weight, on_x, within)),
+        bias,
+        on_x,
+        within,
+        by_time(on_x, time),
+        by_time(within, time),
+        by_time(drawn if fresh else (), time, weight),
+    )
+
+
+def multiply_all(product: Product, x: Tensor) -> Tensor:
+    """Return the products of all steps, x [T, …, F] to [T, …, R]."""
+    if any(product.drawn_at):
+        return torch.stack([multiply(product, t, row) for t, row in enumerate(x.unbind(0))])
+    return _biased(_noisy(x, product.matrix, product.on_x, product.within), product.bias)
+
+
+def multiply(product: Product, t: int, x: Tensor) -> Tensor:
+    """Return the product of step t, x [B, F] to [B, R]."""
+    on_x, within, drawn = product.on_x_at[t], product.within_at[t], product.drawn_at[t]
+    if not drawn and not on_x and not within:
+        return functional.linear(x, product.matrix.weight, product.bias)
+    if not drawn:
+        return _biased(_noisy(x, product.matrix, on_x, within), product.bias)
+    return _biased(_drawn(x, product.matrix.weight, on_x, drawn), product.bias)
+
+
+@_disable_dynamo  # which knows neither generators nor what is drawn twice
+def _drawn(x: Tensor, weight: Tensor, on_x: Sequence[Acting], drawn: Sequence[Any]) -> Tensor:
+    """Return W̃ x under noise in x, its matrix not kept for the backward pass where possible."""
+    if not all(isinstance(p, Fresh) for p in drawn) or not _may_draw_again():
+        return _with_drawn(x, weight, on_x, drawn)
+    tensors = [t for p in (*on_x, *drawn) for t in p if isinstance(t, Tensor)]
+    return _DrawnAgain.apply(on_x, drawn, x, weight, *tensors)
+
+
+def _biased(result: Tensor, bias: Tensor | None) -> Tensor:
+    return result if bias is None else result + bias
+
+
+def _squares(
+    weight: Tensor, on_x: Sequence[Acting], within: Sequence[Preactivation]
+) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    """Return W² and the variances that terms in W add, if there is a formula to need them."""
+    square = weight.square() if any(isinstance(p, Preactivation) for p in on_x) else None
+    variance, added = torch.zeros_like(weight) if within else weight, []
+    for p in within:
+        added.append(added_variance(weight, variance, p.operator, p.variance))
+        variance = variance + added[-1]
+    return square, tuple(added)
+
+
+def _noisy(
+    x: Tensor, matrix: Matrix, on_x: Sequence[Acting], within: Sequence[Preactivation]
 ) -> Tensor:
-    """Return W x + b under noise for all steps, [T, ..., R]; arguments as in ``product``."""
-    if not any(isinstance(p, Fresh) for p in on_weight):
-        held = [
-            p._replace(value=p.value[0]) if isinstance(p, Perturbation) else p for p in on_weight
-        ]
-        return product(x, weight, bias, on_x, held)
-    time = len(x)
-    at_x, at_weight = by_time(on_x, time), by_time(on_weight, time, weight)
-    steps = zip(x.unbind(0), at_x, at_weight, strict=True)
-    return torch.stack([product(one, weight, bias, here, there) for one, here, there in steps])
+    """Return W x under noise in x, and by formula in W."""
+    sampled = [p for p in on_x if isinstance(p, Perturbation)]
+    formulas = [p for p in on_x if isinstance(p, Preactivation)]
+    x = perturb(x, sampled)
+    gated = any(p.gates > 1 for p in sampled)
+    result = _linear(x, matrix.weight, gated)
+    if not formulas and not within:
+        return result
+    variance = torch.zeros_like(x)
+    for p in formulas:
+        assert matrix.square is not None
+        added = added_variance(x, variance, p.operator, p.variance)
+        result = result + deviation(_linear(added, matrix.square, gated)) * p.value
+        variance = variance + added
+    second = x.square() + variance
+    for p, of_weight in zip(within, matrix.added, strict=True):
+        result = result + deviation(_linear(second, of_weight, gated)) * p.value
+    return result
+
+
+def _linear(x: Tensor, weight: Tensor, gated: bool) -> Tensor:
+    """Return W x, or for x [..., G, F] each block of W times its own row."""
+    if not gated:
+        return functional.linear(x, weight)
+    blocks = weight.unflatten(0, (x.shape[-2], -1))
+    return torch.einsum("...gf,ghf->...gh", x, blocks).flatten(-2)
+
+
+def _with_drawn(
+    x: Tensor, weight: Tensor, on_x: Sequence[Acting], drawn: Sequence[Perturbation | Fresh]
+) -> Tensor:
+    """Return W̃ x under noise in x, W̃ drawn here."""
+    for p in drawn:
+        value = p.final(0, weight) if isinstance(p, Fresh) else p.value
+        weight = weight * value if p.operator == "*" else weight + value
+    weight = weight.to(x.dtype)
+    return _noisy(x, Matrix(weight, *_squares(weight, on_x, ())), on_x, ())
+
+
+class _DrawnAgain(torch.autograd.Function):
+    """``_with_drawn``, whose matrix lives in the forward pass, and again in the backward pass."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,
+        on_x: Sequence[Acting],
+        drawn: Sequence[Fresh],
+        x: Tensor,
+        weight: Tensor,
+        *tensors: Tensor,
+    ) -> Tensor:
+        """Return W̃ x; the tensors are those in the noise, which may want gradients."""
+        ctx.noise = on_x, drawn
+        ctx.save_for_backward(x, weight, *tensors)
+        return _with_drawn(x, weight, on_x, drawn)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Compute again with a graph, and go back through it."""
+        again = torch.is_grad_enabled()  # somebody wants to differentiate the gradients
+        needed = ctx.needs_input_grad[2:]
+        with torch.enable_grad():
+            # aliases: the graph from here leads to them and not past them
+            inputs = [
+                (one.view_as(one) if again else one.detach().requires_grad_()) if need else one
+                for one, need in zip(ctx.saved_tensors, needed, strict=True)
+            ]
+            x, weight, *tensors = inputs
+            remaining = iter(tensors)
+            on_x, drawn = ([_renewed(p, remaining) for p in part] for part in ctx.noise)
+            result = _with_drawn(x, weight, on_x, drawn)
+            wanted = [one for one, need in zip(inputs, needed, strict=True) if need]
+            found = iter(torch.autograd.grad(result, wanted, grad, create_graph=again))
+        return None, None, *(next(found) if need else None for need in needed)
+
+
+def _renewed(p: Any, tensors: Iterator[Tensor]) -> Any:
+    """Return noise with other tensors in the place of its own."""
+    return p._replace(
+        **{name: next(tensors) for name, value in p._asdict().items() if isinstance(value, Tensor)}
+    )
 
 
 def by_time(acting: Sequence[Acting], time: int, weight: Tensor | None = None) -> list[list[Any]]:
@@ -206,15 +313,13 @@ def by_time(acting: Sequence[Acting], time: int, weight: Tensor | None = None) -
         weight: the matrix, where the noise is in one. Noise that accumulates in it is made here,
             T matrices of it.
     """
+    if not acting:
+        return [[]] * time
     rows = []
     for one in acting:
         if isinstance(one, Fresh) and one.cumulative:
             assert weight is not None
-            finals = [one.final(t, weight) for t in range(time)]
-            running = finals[:1]
-            for value in finals[1:]:
-                running.append(running[-1] * value if one.operator == "*" else running[-1] + value)
-            rows.append([Perturbation(one.operator, value) for value in running])
+            rows.append(_running(one, time, weight))
         elif isinstance(one, Fresh):
             rows.append([one._replace(seeds=one.seeds[t : t + 1]) for t in range(time)])
         else:
@@ -223,53 +328,15 @@ def by_time(acting: Sequence[Acting], time: int, weight: Tensor | None = None) -
     return [[row[t] for row in rows] for t in range(time)]
 
 
-def _may_regenerate() -> bool:
+def _running(one: Fresh, time: int, weight: Tensor) -> list[Perturbation]:
+    """Return the sums, or products, of the draws up to each step."""
+    values = [one.final(0, weight)]
+    for t in range(1, time):
+        new = one.final(t, weight)
+        values.append(values[-1] * new if one.operator == "*" else values[-1] + new)
+    return [Perturbation(one.operator, value) for value in values]
+
+
+def _may_draw_again() -> bool:
     """Return whether only ordinary differentiation looks on; transforms see plain operations."""
     return not (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)
-
-
-class _FreshProduct(torch.autograd.Function):
-    """W̃ x with W̃ drawn from seeds in the forward pass, and again in the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, fresh: list[Fresh], *stds: Tensor | None):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Return x W̃ᵀ."""
-        ctx.fresh = [p._replace(std=None) for p in fresh]
-        ctx.save_for_backward(x, weight, *stds)
-        return functional.linear(x, _chain(weight, _with_stds(ctx.fresh, stds))[-1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Return gradients of x, W and the spreads; made of operations that can be differentiated.
-
-        With w_k = w_{k-1} (1 + σ_k ξ_k) or w_{k-1} + σ_k ξ_k, gradients pass from w_K to w_0.
-        """
-        x, weight, *stds = ctx.saved_tensors
-        fresh = _with_stds(ctx.fresh, stds)
-        matrices = _chain(weight, fresh)
-        grad_x = grad @ matrices[-1]
-        passed = grad.flatten(0, -2).t() @ x.flatten(0, -2)
-        grads: list[Tensor | None] = []
-        for p, before in zip(reversed(fresh), reversed(matrices[:-1]), strict=True):
-            if p.std is not None:
-                of_std = passed * p.standard(0, weight)
-                of_std = of_std * before if p.operator == "*" else of_std
-                grads.append(of_std.sum_to_size(p.std.shape))
-            else:
-                grads.append(None)
-            if p.operator == "*":
-                passed = passed * p.final(0, weight)
-        return grad_x, passed, None, *reversed(grads)
-
-
-def _with_stds(fresh: Sequence[Fresh], stds: Sequence[Tensor | None]) -> list[Fresh]:
-    return [p._replace(std=std) for p, std in zip(fresh, stds, strict=True)]
-
-
-def _chain(weight: Tensor, fresh: Sequence[Fresh]) -> list[Tensor]:
-    """Return the matrix before the first noise, and after each."""
-    matrices = [weight]
-    for p in fresh:
-        value = p.final(0, weight).to(weight.dtype)
-        matrices.append(matrices[-1] * value if p.operator == "*" else matrices[-1] + value)
-    return matrices

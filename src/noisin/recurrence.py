@@ -150,8 +150,16 @@ class Recurrence(Simple):
 
 
 def _first(state: State) -> Tensor:
+    if not isinstance(state, Tensor | tuple):
+        raise ValueError(
+            "noise at hidden or recurrent needs a state, a tensor or a tuple that begins with h; "
+            f"got {type(state).__name__}"
+        )
     return state if isinstance(state, Tensor) else state[0]
 
 
 def _with_first(state: State, h: Tensor) -> State:
-    return h if isinstance(state, Tensor) else (h, *state[1:])
+    if isinstance(state, Tensor):
+        return h
+    named = getattr(state, "_fields", None)
+    return state._replace(**{named[0]: h}) if named else (h, *state[1:])

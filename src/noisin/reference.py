@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from noisin.product import Acting, Perturbation, by_time, perturb, product, products
+from noisin.product import (
+    Acting,
+    Perturbation,
+    by_time,
+    multiply,
+    multiply_all,
+    noisy_product,
+    perturb,
+)
 from noisin.shapes import Bool, Float
 
 State = tuple[Tensor, ...]
@@ -116,16 +124,17 @@ def unroll(
     """
     step, size, inside = STEPS[mode], x.shape[0], inside or {}
     on_x, on_weight = inside.get("input", ()), inside.get("weight_ih", ())
-    inputs = products(x, weights.ih, weights.bias_ih, on_x, on_weight).unbind(0)
-    recurrent, candidate, hidden, *kept = (
+    product = noisy_product(weights.ih, weights.bias_ih, on_x, on_weight, size)
+    inputs = multiply_all(product, x).unbind(0)
+    on_h, on_weight = inside.get("recurrent", ()), inside.get("weight_hh", ())
+    recurrent = noisy_product(weights.hh, weights.bias_hh, on_h, on_weight, size)
+    candidate, hidden, *kept = (
         by_time(inside.get(site, ()), size)
-        for site in ("recurrent", "candidate", "hidden", "zoneout_hidden", "zoneout_cell")
+        for site in ("candidate", "hidden", "zoneout_hidden", "zoneout_cell")
     )
-    weight_hh = by_time(inside.get("weight_hh", ()), size, weights.hh)
     outputs: list[Tensor] = []
     for t in reversed(range(size)) if reverse else range(size):
-        u = product(state[0], weights.hh, weights.bias_hh, recurrent[t], weight_hh[t])
-        new = step(inputs[t], u, state, weights.hr, candidate[t])
+        new = step(inputs[t], multiply(recurrent, t, state[0]), state, weights.hr, candidate[t])
         new = (perturb(new[0], hidden[t]), *new[1:])
         new = tuple(
             torch.lerp(one, old, masks[t][0].value) if masks[t] else one

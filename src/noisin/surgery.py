@@ -73,10 +73,8 @@ def regularize(
     terms = parse(noise) if isinstance(noise, str) else noise
     chosen = _chosen(model, where)
     for name, module in chosen.items():
-        probe: Any = copy.copy(module)
-        probe.__class__ = _noisy(type(module))
         try:
-            probe.resolve(terms)
+            _probe(module).resolve(terms)
         except ValueError as error:
             raise ValueError(f"{name or 'the model'}: {error}") from None
     layer: Any
@@ -97,7 +95,8 @@ def strip(model: nn.Module, *, inplace: bool = False) -> Any:
 
     Args:
         model: any module.
-        inplace: change the model itself instead of a copy.
+        inplace: change the model itself instead of a copy (which ``copy.deepcopy`` makes, and
+            refuses where a model holds results of a training step).
 
     Raises:
         ValueError: a layer that torch cannot express: ``RNN(nonlinearity="sigmoid")``,
@@ -122,6 +121,19 @@ def strip(model: nn.Module, *, inplace: bool = False) -> Any:
     return result
 
 
+def _probe(module: nn.Module) -> Any:
+    """Return what the layer would be, to ask; its parameters are shared."""
+    theirs = type(module)
+    if not isinstance(module, Noisy) and theirs not in OURS:
+        taken = [one for one in ("noise", "stack", "draw", "sampling") if hasattr(module, one)]
+        if taken:
+            raise ValueError(f"a subclass must leave the names of noisin free, got {taken}")
+    cls = _noisy(theirs)
+    probe = cls.__new__(cls)
+    probe.__dict__ = dict(module.__dict__)
+    return probe
+
+
 def _chosen(model: nn.Module, where: str | Sequence[str] | None) -> dict[str, nn.Module]:
     """Return the layers to change, by name."""
     kinds = (nn.RNNBase,) if where is None else tuple(OURS)
@@ -138,7 +150,10 @@ def _chosen(model: nn.Module, where: str | Sequence[str] | None) -> dict[str, nn
             )
         return able
     chosen: dict[str, nn.Module] = {}
-    for pattern in [where] if isinstance(where, str) else where:
+    patterns = [where] if isinstance(where, str) else list(where)
+    if not patterns:
+        raise ValueError(f"where must name layers, one of {', '.join(map(repr, able))}; got none")
+    for pattern in patterns:
         named = {name: module for name, module in able.items() if fnmatchcase(name, pattern)}
         if not named:
             raise ValueError(
@@ -168,8 +183,8 @@ def _joined(theirs: type[nn.Module], ours: type[Noisy]) -> type[Noisy]:
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         self._reached = False
-        result = theirs.forward(self, *args, **kwargs)
-        if not self._reached and self.training and self.noise is not None:
+        result = super(joined, self).forward(*args, **kwargs)
+        if not self._reached and (self.training or self.sampling) and self.noise is not None:
             raise RuntimeError(
                 f"{theirs.__name__}.forward must call super().forward for noise to act; it did not"
             )
@@ -184,7 +199,8 @@ def _joined(theirs: type[nn.Module], ours: type[Noisy]) -> type[Noisy]:
         "__reduce_ex__": reduce,
         "__module__": theirs.__module__,
     }
-    return type(theirs.__name__, (theirs, Reached), members)  # pyright: ignore[reportGeneralTypeIssues]
+    joined: Any = type(theirs.__name__, (theirs, Reached), members)  # pyright: ignore
+    return joined
 
 
 def _rebuilt(theirs: type[nn.Module], ours: type[Noisy]) -> Noisy:

@@ -6,7 +6,8 @@ import json
 import math
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,13 +15,15 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from noisin.explanation import explain as explain_model
 from noisin.lab import LabError, data, evaluate, jobs, recipe, records, report, sound, tasks
+from noisin.lab.config import MusicConfig, WordsConfig, corpus_key
 from noisin.lab.files import make_folder, write_aside
 from noisin.lab.music import MusicModel
-from noisin.lab.recipe import MusicConfig, Recipe, Row, WordsConfig
+from noisin.lab.recipe import Recipe, Row
 from noisin.lab.records import Record
 from noisin.lab.report import Piece
 from noisin.lab.store import SPLITS
@@ -48,7 +51,11 @@ Changes = Annotated[
 ]
 Folder = Annotated[Path, typer.Option("--out", help="Folder for runs and reports.")]
 RunPaths = Annotated[list[Path], typer.Argument(help="Folders of runs.")]
-Samples = Annotated[list[int], typer.Option("--samples", help="Average K draws of the noise.")]
+Samples = Annotated[
+    list[int],
+    typer.Option("--samples", help="Average K draws of the noise; may be repeated for several K."),
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the draws.")]
 LENGTHS = {"music": 48, "words": 150}  # of samples: quarter notes, tokens
 
 
@@ -61,6 +68,11 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except LabError as error:
             errors.print(f"noisin: {error}", style="red", markup=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+        except RuntimeError as error:  # torch has no class of its own for this one
+            if "allocate memory" not in str(error):
+                raise
+            errors.print(f"noisin: there must be memory for it; {error}", markup=False)
             raise typer.Exit(2) from None
         except (jobs.Interrupted, KeyboardInterrupt):
             errors.print("noisin: stopped; the same command goes on from here", markup=False)
@@ -88,7 +100,10 @@ def run(
     whole = chosen if one_noise else recipe.load(name, changes)
     for row, settings in chosen.rows.items():
         _outline(chosen, row, settings)
-    corpora = _corpora(whole, data_dir)
+    corpora = _corpora(chosen, data_dir)
+    for row, settings in chosen.rows.items():
+        with _of_row(chosen, row):
+            tasks.check(settings.config, corpora[corpus_key(settings.config)])
     folder = out / "-".join(filter(None, (chosen.name, chosen.variant)))
     make_folder(folder)
     digests = {key: corpus.digest() for key, corpus in corpora.items()}
@@ -96,7 +111,7 @@ def run(
     waiting = len(planned) - len(jobs.finished(planned))
     _say(f"{chosen.title}: {len(planned)} runs, {waiting} to do")
     done = jobs.do(planned, processes=processes, data_dir=data_dir, console=console)
-    _finish(jobs.finished(jobs.plan(whole, folder, digests)), folder, data_dir)
+    _finish(jobs.finished(jobs.plan(whole.on(digests), folder, digests)), folder, data_dir)
     diverged = [record for record in done if record.status == "diverged"]
     if diverged:
         raise LabError("\n".join(f"{r.row}, seed {r.seed} diverged: {r.reason}" for r in diverged))
@@ -106,7 +121,7 @@ def _corpora(chosen: Recipe, data_dir: Path | None) -> dict[tuple[str, str, int]
     """Load every corpus of a recipe, and say which files could not be read."""
     found = {}
     for row in chosen.rows.values():
-        key = tasks.corpus_key(row.config)
+        key = corpus_key(row.config)
         if key not in found:
             found[key] = tasks.load(row.config, data_dir, _say)
             for skipped in found[key].skipped:
@@ -114,10 +129,19 @@ def _corpora(chosen: Recipe, data_dir: Path | None) -> dict[tuple[str, str, int]
     return found
 
 
-def _outline(chosen: Recipe, name: str, row: Row) -> MusicModel | WordModel:
+def _outline(
+    chosen: Recipe, name: str, row: Row, corpus: Corpus | None = None
+) -> MusicModel | WordModel:
     """Return the outline of a row's model; noise that cannot act is refused before any run."""
+    with _of_row(chosen, name):
+        return tasks.outline(row.config, corpus)
+
+
+@contextmanager
+def _of_row(chosen: Recipe, name: str) -> Iterator[None]:
+    """Name the row in what is refused."""
     try:
-        return tasks.outline(row.config)
+        yield
     except LabError as error:
         raise LabError(f"recipe {chosen.name}, row {name}: {error}") from None
 
@@ -189,7 +213,7 @@ def _print_table(rows: dict[str, list[Record]]) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for line in lines:
         table.add_row(
-            line.label,
+            escape(line.label),
             *(str(line.scores[split] or "-") for split in ("train", "valid", "test")),
             str(line.difference or "-"),
             f"{line.epochs.mean:.0f}{'*' if line.limited else ''}" if line.epochs else "-",
@@ -212,11 +236,12 @@ def evaluate_command(
     runs: RunPaths,
     samples: Samples = [],
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    seed: Seed = 0,
     data_dir: DataDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     log_probs: Annotated[
-        Path | None, typer.Option("--log-probs", help="Write a JSON of every token's.")
+        Path | None,
+        typer.Option("--log-probs", help="JSON file of every token's own."),
     ] = None,
 ) -> None:
     """Score a run, or the average of several; with --samples also averaged over draws."""
@@ -224,14 +249,14 @@ def evaluate_command(
         raise LabError(f"--split must be one of {', '.join(SPLITS)}; got {split!r}")
     if any(k < 1 for k in samples) or any(max(samples) % k for k in samples):
         raise LabError(f"--samples must be >= 1, and divide the largest of them; got {samples}")
+    if log_probs is not None and len(runs) > 1:
+        raise LabError(f"--log-probs takes one run, got {len(runs)}")
     loaded = evaluate.load_all(runs, data_dir)
+    scores = evaluate.evaluate(loaded, split, samples, seed)
     if log_probs is not None:
-        if len(loaded) > 1:
-            raise LabError(f"--log-probs takes one run, got {len(loaded)}")
         with write_aside(log_probs) as file:
             file.write(json.dumps(evaluate.log_probabilities(loaded[0], split)).encode())
-        _say(f"log-probabilities: {log_probs}")
-    scores = evaluate.evaluate(loaded, split, samples, seed)
+        errors.print(f"log-probabilities: {log_probs}", markup=False, soft_wrap=True)
     if as_json:
         print(json.dumps(scores))
         return
@@ -251,7 +276,7 @@ def sample(
     length: Annotated[
         int | None, typer.Option(min=1, help="Quarter notes, or tokens.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 1,
+    seed: Seed = 1,
     temperature: Annotated[
         float, typer.Option(min=0.01, help="Below 1 what is likely comes more often.")
     ] = 1.0,
@@ -263,12 +288,15 @@ def sample(
 ) -> None:
     """Draw a piece as MIDI and WAV, or text, from a run."""
     run = evaluate.load(path, data_dir)
-    stem = out or path / f"sample-{seed}"
+    stem = path / f"sample-{seed}" if out is None else out
+    if not stem.name:
+        raise LabError("--out must be the name of a file, got nothing")
     lengths = LENGTHS if length is None else dict.fromkeys(LENGTHS, length)
     piece = _sample(run, "", stem, lengths, seed, temperature, prompt)
     if piece.text:
         console.print(piece.text, markup=False, soft_wrap=True)
-    _say(", ".join(str(p) for p in sorted(stem.parent.glob(f"{stem.name}.*"))))
+    made = sorted(p for p in stem.parent.iterdir() if p.name.startswith(f"{stem.name}."))
+    _say(", ".join(map(str, made)))
 
 
 @app.command(name="report")
@@ -289,15 +317,18 @@ def report_command(
 @app.command()
 @refusing
 def explain(
-    name: RecipeName = "bach",
+    name: RecipeName = "",
     only: Only = [],
     changes: Changes = [],
+    data_dir: DataDir = None,
 ) -> None:
     """Say what the rows of a recipe are: model, sites, paths, parameters, memory."""
-    chosen = recipe.load(name, changes, only)
+    chosen = recipe.load(name or recipe.default(changes), changes, only)
+    own = [s.config for s in chosen.rows.values() if s.config.data not in data.NAMES]
+    corpus = tasks.load(own[0], data_dir, _say) if own else None
     for row, settings in chosen.rows.items():
         config = settings.config
-        model = _outline(chosen, row, settings)
+        model = _outline(chosen, row, settings, corpus)
         parameters = sum(p.numel() for p in model.parameters())
         steps = config.window if isinstance(config, WordsConfig) else config.chunk
         sequences = config.batch_size * config.train_samples

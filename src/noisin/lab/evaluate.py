@@ -39,6 +39,8 @@ def load(path: Path, data_dir: Path | None = None, corpus: Corpus | None = None)
     if not (path / "record.json").is_file():
         raise LabError(f"a run is a folder with a record.json, as `noisin run` leaves; got {path}")
     record = records.read([path / "record.json"])[0]
+    if record.status == "diverged":
+        raise LabError(f"{path}: a run must have finished; this one diverged, {record.reason}")
     tensors, _ = checkpoint.load(path / "model.safetensors")
     corpus = corpus or tasks.load(record.config, data_dir)
     if corpus.digest() != record.corpus:

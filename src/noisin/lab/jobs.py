@@ -22,6 +22,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from noisin.lab import LabError, records, tasks, train
+from noisin.lab.config import corpus_key
 from noisin.lab.recipe import Recipe
 from noisin.lab.records import Record
 from noisin.lab.task import Corpus
@@ -53,7 +54,7 @@ def plan(recipe: Recipe, folder: Path, corpora: dict[tuple[str, str, int], str])
     Args:
         recipe: the recipe.
         folder: where the runs of the recipe are kept.
-        corpora: sha256 of each corpus, by ``tasks.corpus_key``.
+        corpora: sha256 of each corpus, by ``corpus_key``.
     """
     return [
         Job(
@@ -62,7 +63,7 @@ def plan(recipe: Recipe, folder: Path, corpora: dict[tuple[str, str, int], str])
             name,
             row,
             seed,
-            corpora[tasks.corpus_key(row.config)],
+            corpora[corpus_key(row.config)],
             folder,
         )
         for seed in recipe.seeds
@@ -154,7 +155,7 @@ def _begin(told: Queue[Progress], stop: Event, data_dir: Path | None) -> None:
 
 def _run(job: Job) -> Record | None:
     """Do one run in a worker; None if it was stopped."""
-    key = tasks.corpus_key(job.row.config)
+    key = corpus_key(job.row.config)
     if key not in _worker.corpora:
         _worker.corpora[key] = tasks.load(job.row.config, _worker.data_dir)
     assert _worker.told is not None

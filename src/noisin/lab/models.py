@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from noisin import at, init
-from noisin.lab.recipe import Config
+from noisin.lab.config import Config
 from noisin.layers import GRU, LSTM, RNN
 from noisin.noise import Noise, Term, joined, terms_of
 from noisin.text import parse

@@ -8,7 +8,7 @@ silence; *unscored* leaves the first step of each piece out, as the papers do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from noisin.inference import fold, sampling, unfold
+from noisin.lab.config import MusicConfig
 from noisin.lab.models import recurrent, share
-from noisin.lab.recipe import MusicConfig
 from noisin.lab.rolls import KEYS, Corpus, Roll
-from noisin.lab.task import Loss, Scores, nested
+from noisin.lab.task import Loss, Scores, Stopped, nested, never
 from noisin.likelihood import BernoulliHead
 from noisin.shapes import Bool, Float
 
@@ -123,6 +123,7 @@ class MusicTask:
 
     def __init__(self, config: MusicConfig, corpus: Corpus) -> None:
         self.config, self.corpus = config, corpus
+        self.stopping: Callable[[], bool] = never
         self.model = MusicModel(config)
         self._chunks = [
             (roll, start)
@@ -194,6 +195,8 @@ class MusicTask:
         totals = {k: np.zeros(2) for k in samples}
         steps = np.zeros(2)
         for batch in whole_pieces(self.corpus.splits[split], batch_size):
+            if self.stopping():
+                raise Stopped
             counted = torch.stack([batch.valid, batch.valid & ~batch.first]).double()
             steps += counted.sum((1, 2)).numpy()
             plain = torch.stack([m.log_likelihood(batch).double() for m in models], 1)

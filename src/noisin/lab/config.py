@@ -1,0 +1,198 @@
+"""All settings of a run, by task."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from noisin.lab.data import NAMES
+from noisin.text import parse
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+MATRICES = ("input", "recurrent", "output")
+
+VERSION = 1  # of what a run does: raised when the same settings give other numbers
+
+
+class Config(BaseModel):
+    """Everything that decides a run but its seed; what all tasks share.
+
+    Args:
+        data: corpus name, or a path.
+        cell: the recurrent cell; tanh, relu and sigmoid are Elman RNNs.
+        hidden_size: H.
+        num_layers: L.
+        noise: terms in text form; ``none`` for the plain network.
+        nonzeros: connections that each unit of weight_hh keeps at the start; all without it.
+        spectral_radius: of each gate of weight_hh at the start; as drawn without it.
+        optimizer: adam, sgd (with momentum), nt-asgd (sgd, averaged from when validation stops
+            improving) or nesterov-rmsprop.
+        lr: step size.
+        lr_hold: epochs at that step size; all without it.
+        lr_factor: what each later epoch multiplies it by.
+        momentum: for sgd and nesterov-rmsprop.
+        decay: of nesterov-rmsprop's mean square.
+        trigger: nt-asgd averages once the last so many epochs brought no better validation score.
+        clip: largest norm of the gradient.
+        l1_input: λ of the penalty λ Σ |w| on the input-to-hidden matrices; ``l1_recurrent``,
+            ``l1_output`` and ``l2_…`` (λ Σ w²) likewise. It is added to the loss that the
+            optimizer sees.
+        batch_size: B.
+        epochs: at most.
+        patience: epochs without a better validation score before training ends.
+        train_samples: K draws of the noise for each training step.
+        test_samples: K for the Monte Carlo averages at the end.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    data: str
+    cell: Literal["lstm", "gru", "tanh", "relu", "sigmoid"] = "lstm"
+    hidden_size: Count = 200
+    num_layers: Count = 1
+    noise: str = "none"
+    nonzeros: Count | None = None
+    spectral_radius: Positive | None = None
+    optimizer: Literal["adam", "sgd", "nt-asgd", "nesterov-rmsprop"] = "adam"
+    lr: Positive = 2e-3
+    lr_hold: Count | None = None
+    lr_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    trigger: Count = 5
+    clip: Positive = 1.0
+    l1_input: NotNegative = 0.0
+    l1_recurrent: NotNegative = 0.0
+    l1_output: NotNegative = 0.0
+    l2_input: NotNegative = 0.0
+    l2_recurrent: NotNegative = 0.0
+    l2_output: NotNegative = 0.0
+    batch_size: Count = 16
+    epochs: Count = 200
+    patience: Count = 20
+    train_samples: Count = 1
+    test_samples: tuple[Count, ...] = (1, 5, 25)
+
+    @field_validator("noise")
+    @classmethod
+    def _canonical(cls, noise: str) -> str:
+        return str(parse(noise) if parse(noise) is not None else "none")
+
+    @field_validator("test_samples")
+    @classmethod
+    def _nested(cls, samples: tuple[int, ...]) -> tuple[int, ...]:
+        ordered = sorted(set(samples))
+        if not samples or any(b % a for a, b in itertools.pairwise(ordered)):
+            raise ValueError(f"each must divide the next larger, got {list(samples)}")
+        return tuple(ordered)
+
+    @field_validator("data")
+    @classmethod
+    def _absolute(cls, data: str) -> str:
+        if not data:
+            raise ValueError("data must name a corpus or a path, got nothing")
+        if data in NAMES:  # whatever lies in the working directory
+            return data
+        try:
+            return str(Path(data).resolve()) if Path(data).exists() else data
+        except OSError as error:
+            raise ValueError(f"data must be a path that can be read; got {error}") from None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.nonzeros is not None and self.nonzeros > self.hidden_size:
+            raise ValueError(
+                f"nonzeros must be at most hidden_size = {self.hidden_size}, got {self.nonzeros}"
+            )
+        return self
+
+    @property
+    def penalized(self) -> dict[str, dict[str, float]]:
+        """The penalties that act, by norm: their strengths by kind of matrix."""
+        norms = {
+            norm: {kind: getattr(self, f"{norm}_{kind}") for kind in MATRICES}
+            for norm in ("l1", "l2")
+        }
+        return {norm: strengths for norm, strengths in norms.items() if any(strengths.values())}
+
+    def hash(self, *more: object) -> str:
+        """Return a short hash of the settings and whatever else decides the run.
+
+        Where the data lies is not hashed; ``more`` has the hash of what they hold.
+        """
+        settings = self.model_dump(mode="json", exclude={"data"})
+        text = json.dumps([VERSION, settings, *map(str, more)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def lr_at(self, epoch: int) -> float:
+        """Return the step size of an epoch, counted from 1."""
+        later = 0 if self.lr_hold is None else max(0, epoch - self.lr_hold)
+        return self.lr * self.lr_factor**later
+
+
+class MusicConfig(Config):
+    """Settings of the music task.
+
+    Args:
+        output_bias: start of the output layer's biases; torch's own start without it.
+        chunk: longest stretch of a piece in training; each begins from a state of zeros.
+    """
+
+    task: Literal["music"] = "music"
+    output_bias: float | None = None
+    chunk: Count = 100
+
+
+class WordsConfig(Config):
+    """Settings of the word task.
+
+    Args:
+        embedding_size: of the word vectors; H without it.
+        tied: one matrix for word vectors and softmax.
+        window: steps of truncated back-propagation through time; the state is carried on.
+        loss: what a step of the optimizer sees: the loss summed over the ``window`` and averaged
+            over the batch, as learning rates near 1 mean it, or averaged over ``token``.
+        init_uniform: a: all weights start uniform on [-a, a]; torch's own start without it.
+        min_count: how often a word must come in training to be in the vocabulary.
+        train_share: how much of the training text is trained on, from its start.
+        valid_streams: streams, each from a state of zeros, that validation while training is cut
+            into. Scores in tables are of one stream; that of the training text is of 100.
+    """
+
+    task: Literal["words"] = "words"
+    embedding_size: Count | None = None
+    tied: bool = False
+    window: Count = 35
+    loss: Literal["window", "token"] = "window"
+    init_uniform: Positive | None = 0.1
+    min_count: Count = 1
+    train_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    valid_streams: Count = 10
+    num_layers: Count = 2
+    optimizer: Literal["adam", "sgd", "nt-asgd", "nesterov-rmsprop"] = "sgd"
+    lr: Positive = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    clip: Positive = 5.0
+    batch_size: Count = 20
+    epochs: Count = 39
+    test_samples: tuple[Count, ...] = (1, 5)
+
+
+TASKS: dict[str, type[MusicConfig] | type[WordsConfig]] = {
+    "music": MusicConfig,
+    "words": WordsConfig,
+}
+AnyConfig = Annotated[MusicConfig | WordsConfig, Field(discriminator="task")]
+
+
+def corpus_key(config: MusicConfig | WordsConfig) -> tuple[str, str, int]:
+    """Return what decides the corpus of a run."""
+    return config.task, config.data, config.min_count if isinstance(config, WordsConfig) else 1

@@ -1,0 +1,166 @@
+"""Models of other packages: made noisy, trained by their own trainers, and given back to torch."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import noisin
+from conftest import assert_bit_equal
+from models import IDS, WORDS, Tagger, kinds
+from noisin import regularize, strip
+
+pytestmark = pytest.mark.packages
+
+NOISE = "hidden * Gaussian(Learned(0.5)) & weight_hh + Gaussian(0.1) & input * Gaussian(0.1)"
+
+
+def assert_trained(model, before):
+    """Every weight and every learned spread has moved, and noise acts."""
+    after = dict(model.named_parameters())
+    assert any("rho" in name for name in after)
+    assert set(after) == set(before)
+    still = [name for name, start in before.items() if torch.equal(after[name], start)]
+    assert still == []
+
+
+def parameters(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def assert_given_back(plain, fresh, run, path):
+    """What was stripped is saved, and loaded into a model that noisin never saw."""
+    torch.save(plain.state_dict(), path)
+    fresh.load_state_dict(torch.load(path, weights_only=True))
+    assert kinds(plain) == kinds(fresh)
+    assert not any(name.startswith("noisin") for name in map(origin, kinds(plain).values()))
+    with torch.no_grad():
+        assert_bit_equal(run(plain.eval()), run(fresh.eval()))
+
+
+def origin(kind):
+    return kind.__module__
+
+
+quiet_trainer = {
+    "max_steps": 6,
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+# theirs: advice on workers, loggers and validation, and what they use of torch that is ending
+lightning_warns = pytest.mark.filterwarnings(
+    "ignore::Warning:lightning.*",
+    "ignore::Warning:pytorch_forecasting.*",
+    "ignore:.isinstance.treespec, LeafSpec.",
+)
+
+
+def forecasts(cell):
+    """Return a data set of two sines, and a network for it."""
+    numpy = pytest.importorskip("numpy")
+    pandas = pytest.importorskip("pandas", reason="pytorch-forecasting reads its frames")
+    package = pytest.importorskip("pytorch_forecasting", reason="whose models are regularized")
+    time = numpy.arange(40)
+    waves = [numpy.sin(time / 5), numpy.cos(time / 5)]
+    columns = {"time": numpy.tile(time, 2), "series": numpy.repeat(["a", "b"], len(time))}
+    columns["value"] = numpy.concatenate(waves).astype("float32")
+    data = package.TimeSeriesDataSet(
+        pandas.DataFrame(columns),
+        time_idx="time",
+        target="value",
+        group_ids=["series"],
+        max_encoder_length=6,
+        max_prediction_length=3,
+        time_varying_unknown_reals=["value"],
+    )
+    sizes = {"hidden_size": 5, "rnn_layers": 2, "dropout": 0.1, "learning_rate": 0.1}
+    return data, lambda: package.RecurrentNetwork.from_dataset(data, cell_type=cell, **sizes)
+
+
+@lightning_warns
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_a_network_of_pytorch_forecasting(cell, tmp_path):
+    """Its recurrent layers are subclasses of torch's, with a ``forward`` of their own."""
+    lightning = pytest.importorskip("lightning", reason="which trains it")
+    data, network = forecasts(cell)
+    net, original = network(), network()
+    regularize(net, NOISE)
+    assert isinstance(net.rnn, getattr(noisin, cell))
+    assert isinstance(net.rnn, type(original.rnn))
+    before, loader = parameters(net), data.to_dataloader(batch_size=8, num_workers=0)
+    lightning.Trainer(**quiet_trainer).fit(net, loader)
+    assert_trained(net, before)
+    x, _ = next(iter(loader))
+    net.train()
+    assert not torch.equal(net(x)["prediction"], net(x)["prediction"])
+    assert_given_back(
+        strip(net, inplace=True), original, lambda one: one(x)["prediction"], tmp_path / "net.pt"
+    )
+
+
+@lightning_warns
+def test_a_lightning_module(tmp_path):
+    lightning = pytest.importorskip("lightning", reason="whose module is regularized")
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.tagger = Tagger()
+
+        def training_step(self, batch, index):
+            ids = batch[0].T
+            return functional.cross_entropy(self.tagger(ids).flatten(0, 1), ids.flatten())
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.5)
+
+    module = Module()
+    regularize(module, NOISE)
+    before = parameters(module)
+    batches = torch.utils.data.TensorDataset(IDS.T.repeat(8, 1))
+    trainer = lightning.Trainer(**quiet_trainer)
+    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=8))
+    assert_trained(module, before)
+    trainer.save_checkpoint(tmp_path / "checkpoint.ckpt")
+    again = regularize(Module(), NOISE)
+    again.load_state_dict(torch.load(tmp_path / "checkpoint.ckpt")["state_dict"])
+    assert_bit_equal(list(again.parameters()), list(module.parameters()))
+    plain = strip(module.tagger)
+    assert_given_back(plain, Tagger(), lambda one: one(IDS), tmp_path / "tagger.pt")
+
+
+class Scores(nn.Module):
+    """Reads words [B, T] and scores the class of each sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.tagger = Tagger(num_layers=2)
+
+    def forward(self, ids):
+        return self.tagger(ids.T)[-1]
+
+
+def test_a_classifier_of_skorch(tmp_path):
+    skorch = pytest.importorskip("skorch", reason="whose classifier trains the module")
+    ids = torch.randint(WORDS, (32, 4))
+    net = skorch.NeuralNetClassifier(
+        regularize(Scores(), NOISE),
+        criterion=nn.CrossEntropyLoss,
+        lr=0.5,
+        max_epochs=3,
+        batch_size=8,
+        train_split=None,
+        verbose=0,
+    )
+    net.initialize()
+    before = parameters(net.module_)
+    net.fit(ids.numpy(), ids[:, 0].numpy())
+    assert_trained(net.module_, before)
+    found = torch.from_numpy(net.predict_proba(ids.numpy()))
+    plain = strip(net.module_).eval()
+    with torch.no_grad():
+        assert_bit_equal(found, plain(ids).softmax(-1))
+    assert_given_back(plain, Scores(), lambda one: one(ids), tmp_path / "scores.pt")
