@@ -266,3 +266,8 @@ def test_laws_of_other_names_or_numbers_differ():
     assert Gaussian(1) == Gaussian(1.0) == Gaussian(np.float64(1))
     assert str(Gaussian(np.float64(1))) == str(Gaussian(1))
     assert Gaussian(Learned(0.5)) != Gaussian(0.5)
+
+
+def test_bernoulli_refuses_a_learned_probability():
+    with pytest.raises(ValueError, match="keep cannot be learned.*no gradient"):
+        Bernoulli(keep=laws.Learned(0.5))

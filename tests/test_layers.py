@@ -319,3 +319,20 @@ def test_weights_made_without_memory_are_filled_by_reset():
     fresh = LSTM(3, 5, noise=layer.noise)
     assert_bit_equal(layer.rho_hidden_l0, fresh.rho_hidden_l0)
     assert layer(seeded(4, 2, 3))[0].isfinite().all()
+
+
+@pytest.mark.parametrize("noise", [None, "hidden * Gaussian(1)"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_check_finds_what_is_not_finite(noise, value):
+    layer, x = LSTM(3, 5, noise=noise), torch.zeros(4, 2, 3)
+    state = (torch.zeros(1, 2, 5), torch.zeros(1, 2, 5))
+    layer(x, state, check=True)
+    x[1, 0, 2] = value
+    layer(x, state)  # nothing is read without being asked for
+    with pytest.raises(ValueError, match=r"input must be finite; got (nan|inf) at \[1, 0, 2\]"):
+        layer(x, state, check=True)
+    with pytest.raises(ValueError, match="input must be finite"):
+        layer(pack_padded_sequence(x, [4, 4]), check=True)
+    state[1][0, 1, 4] = value
+    with pytest.raises(ValueError, match=r"c must be finite; got (nan|inf) at \[0, 1, 4\]"):
+        layer(torch.zeros(4, 2, 3), state, check=True)

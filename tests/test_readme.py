@@ -3,17 +3,38 @@
 import re
 from pathlib import Path
 
+import torch
+
+import noisin
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_code_blocks_run():
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names = {}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)  # the second uses the first one's names
+        exec(compile(block, "README.md", "exec"), names)  # later ones use the first one's names
     assert names["output"].shape == (35, 20, 650)
+    assert type(names["plain"][1]) is torch.nn.GRU
+
+
+def test_expressions_of_the_methods_table_act():
+    table = README.split("### Every method in one expression")[1].split("###")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "`" in line]
+    assert len(rows) == 15
+    found = [text for row in rows for text in re.findall(r"`([^`]+)`", row.split("|", 2)[2])]
+    whole = [t for t in found if "…" not in t and "penalties" not in t and "untied=True" != t]
+    terms = [t for t in whole if t.split("(")[0] not in ("Linear", "Embedding")]
+    terms = [t for t in terms if t not in ("input", "between", "output", "Linear")]
+    assert len(terms) >= 15
+    for text in terms:
+        if text.startswith("weight + "):
+            noisin.Linear(3, 4, noise=text)(torch.zeros(2, 1, 3))
+        else:
+            noisin.LSTM(3, 4, num_layers=2, noise=text)(torch.zeros(2, 1, 3))
 
 
 def test_first_lines_show_the_swap():

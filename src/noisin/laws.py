@@ -336,6 +336,10 @@ class Bernoulli(Law):
     keep: float = field(default=math.nan)
 
     def __init__(self, *, keep: float) -> None:
+        if isinstance(keep, Learned):
+            raise ValueError(
+                f"Bernoulli: keep cannot be learned, since b/p has no gradient for p; got {keep}"
+            )
         number = isinstance(keep, Real) and not isinstance(keep, bool)
         if not number or not 0 < keep < 1:
             raise ValueError(f"Bernoulli: keep must be a number with 0 < keep < 1, got {keep!r}")

@@ -82,7 +82,9 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         )
 
     @_disable_dynamo  # as torch's own layers are out of its sight
-    def forward(self, input: Any, hx: Any = None, *, draws: Draws | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input: Any, hx: Any = None, *, draws: Draws | None = None, check: bool = False
+    ) -> Any:
         """Run the layers, as torch does.
 
         Args:
@@ -90,15 +92,20 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
             hx: h_0, for an LSTM (h_0, c_0); zeros without it.
             draws: noise from ``draw``, applied whatever the mode; without it the layer draws in
                 training, and in evaluation while ``sampling``.
+            check: look for NaN and infinity in the input and the given state, at the price of
+                reading them.
 
         Returns:
             The output and the final state. The final h is what the next step would receive:
             perturbed at ``hidden``, clean at ``recurrent``, ``between`` and ``output``.
 
         Raises:
-            ValueError: draws that do not fit the noise or the input.
+            ValueError: draws that do not fit the noise or the input; with ``check``, a number
+                that is not finite.
             RuntimeError: torch's own errors of shape.
         """
+        if check:
+            _check_finite(input, hx)
         noise = self._noise_of(draws)
         if noise is None and draws is None and self.mode in functional.KERNELS:
             return super().forward(input, hx)
@@ -202,6 +209,21 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         if input.dim() == 2:
             return output.squeeze(1)
         return output.transpose(0, 1) if self.batch_first else output
+
+
+def _check_finite(input: Tensor | PackedSequence, hx: Tensor | State | None) -> None:
+    """Refuse NaN and infinity."""
+    given = {"input": input.data}
+    if hx is not None:
+        given |= {"hx": hx} if isinstance(hx, Tensor) else dict(zip(("h", "c"), hx, strict=False))
+    for name, tensor in given.items():
+        wrong = (~torch.isfinite(tensor)).nonzero()
+        if len(wrong):
+            where = wrong[0].tolist()
+            raise ValueError(
+                f"{name} must be finite; got {tensor[tuple(where)].item()} at {where}, and "
+                f"{len(wrong)} such numbers in all"
+            )
 
 
 class LSTM(NoisyRNNBase, nn.LSTM):
