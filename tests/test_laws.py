@@ -269,5 +269,5 @@ def test_laws_of_other_names_or_numbers_differ():
 
 
 def test_bernoulli_refuses_a_learned_probability():
-    with pytest.raises(ValueError, match="keep cannot be learned.*no gradient"):
+    with pytest.raises(ValueError, match=r"keep cannot be learned.*no gradient"):
         Bernoulli(keep=laws.Learned(0.5))

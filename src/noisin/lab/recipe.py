@@ -149,7 +149,9 @@ def load(name: str, changes: Sequence[str] = (), only: Sequence[str] = ()) -> Re
             "--set noise would make all rows one method; name one row by --only, "
             f"got {', '.join(kept)}"
         )
-    title = str(raw.get("title", Path(name).stem)) + "".join(f", {change}" for change in changes)
+    # what a title says of the corpus is not true of another one
+    own = [] if "data" in changed else [str(raw.get("title", Path(name).stem))]
+    title = ", ".join([*own, *changes])
     recipe: dict[str, Any] = {"name": Path(name).stem, "title": title, "variant": _variant(changed)}
     recipe["seeds"] = top.get("seeds", raw.get("seeds", [1, 2, 3]))
     baseline = raw.get("baseline", next(iter(rows), ""))
