@@ -219,10 +219,10 @@ class Laplace(Law):
     """ε = std · L/√2 with L the double exponential distribution of scale 1."""
 
     def standard(self, size, generator, dtype, device) -> Tensor:
-        """Draw by inversion: the sign of v, and -log(1 - 2|v|) with v uniform on (-½, ½)."""
-        v = _uniform(size, generator, dtype, device) - 0.5
-        size_of_v = (2 * v.abs()).clamp_(max=1 - torch.finfo(dtype).eps / 2)
-        return -torch.sign(v) * torch.log1p(-size_of_v) * math.sqrt(0.5)
+        """Draw the difference of two exponential variables, log(u / v), over √2."""
+        u = _uniform(size, generator, dtype, device)
+        v = _uniform(size, generator, dtype, device)
+        return u.div_(v).log_().mul_(math.sqrt(0.5))
 
 
 class Gumbel(Law):
@@ -259,7 +259,11 @@ class Gamma(Law):
         object.__setattr__(self, "shape", positive("Gamma", "shape", self.shape))
 
     def standard(self, size, generator, dtype, device) -> Tensor:
-        """Draw Gamma(a, 1), less its mean a, over its standard deviation √a."""
+        """Draw Gamma(a, 1), less its mean a, over its standard deviation √a; 2 is -log(u v)."""
+        if self.shape == 2:
+            u = _uniform(size, generator, dtype, device)
+            v = _uniform(size, generator, dtype, device)
+            return u.mul_(v).log_().add_(2).mul_(-math.sqrt(0.5))
         gamma = _gamma(self.shape, size, generator, dtype, device)
         return (gamma - self.shape) / math.sqrt(self.shape)
 
@@ -280,7 +284,10 @@ class ChiSquare(Law):
         object.__setattr__(self, "df", positive("ChiSquare", "df", self.df))
 
     def standard(self, size, generator, dtype, device) -> Tensor:
-        """Draw 2 · Gamma(k/2, 1), less its mean k, over its standard deviation √(2k)."""
+        """Draw 2 · Gamma(k/2, 1), less its mean k, over its standard deviation √(2k); 1 is Z²."""
+        if self.df == 1:
+            z = torch.randn(tuple(size), **source(generator), dtype=dtype, device=device)
+            return z.square_().sub_(1).mul_(math.sqrt(0.5))
         chi2 = 2 * _gamma(self.df / 2, size, generator, dtype, device)
         return (chi2 - self.df) / math.sqrt(2 * self.df)
 
