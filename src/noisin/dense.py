@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from noisin.draws import Draws
 from noisin.laws import Learned
 from noisin.noise import Noise, Term
-from noisin.noisy import Simple, computing
+from noisin.noisy import Noisy, Simple, autocasting, computing
 from noisin.product import Fresh, Perturbation, multiply_all, noisy_product, perturb
 
 
@@ -28,8 +28,8 @@ class Dense(Simple):
         last = input.dim() - self._features
         if not -input.dim() <= self.time_dim < last or self.time_dim % input.dim() >= last:
             raise ValueError(
-                f"{type(self).__name__}: time_dim must be a dimension of the input but that of "
-                f"the features, got {self.time_dim} for {list(input.shape)}"
+                f"{type(self).__name__}: time_dim must be a dimension of the input other than "
+                f"that of the features, got {self.time_dim} for {list(input.shape)}"
             )
         return self.time_dim % input.dim()
 
@@ -80,6 +80,9 @@ class Linear(Dense, nn.Linear):
         self.time_dim = time_dim
         self.noise = noise
 
+    def _dtype(self, input: Tensor) -> torch.dtype:
+        return Noisy._dtype(self, input)
+
     def _spread_size(self, place: str, term: Noise) -> tuple[int, ...]:
         assert isinstance(term.law.std, Learned)
         per = term.law.std.per
@@ -115,19 +118,21 @@ class Linear(Dense, nn.Linear):
         draws = self._given_or_drawn(input, draws)
         if not draws and (draws is None or self._noise is None):
             return super().forward(input)
-        if input.dim() == 1:  # a vector is one step
-            return self.forward(input[None], draws=draws)[0]
         acting = self._acting(input, draws)
         on_input, on_weight = acting["input"], acting["weight"]
         fresh = any(isinstance(one, Fresh) for one in on_weight)
-        time = self._checked_time(input) if fresh else 0
+        time = self._checked_time(input) if fresh and input.dim() > 1 else 0
         on_input = [one._replace(value=one.value.movedim(time, 0)) for one in on_input]  # pyright: ignore
-        rows = input.to(self._dtype(input)).movedim(time, 0)
-        weight, bias = self.weight.to(rows.dtype), self.bias
-        bias = None if bias is None else bias.to(rows.dtype)
+        rows = (input[None] if input.dim() == 1 else input).movedim(time, 0)
+        weight, bias = self.weight, self.bias
+        if autocasting(rows.device):
+            dtype = self._dtype(rows)
+            rows, weight = rows.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
         with computing(rows.device):
             product = noisy_product(weight, bias, on_input, on_weight, len(rows))
-            return multiply_all(product, rows).movedim(0, time)
+            result = multiply_all(product, rows).movedim(0, time)
+        return result[0] if input.dim() == 1 else result
 
 
 class Embedding(Dense, nn.Embedding):
@@ -135,7 +140,7 @@ class Embedding(Dense, nn.Embedding):
 
     ``row * Bernoulli(keep=p) @ sequence`` drops whole word types for one call: wherever the word
     stands, its vector is 0. Held for a step, a word is dropped at one step and kept at another.
-    The batch shares the draw.
+    The batch shares the draw. The row of ``padding_idx`` gets noise as all others do.
 
     Args:
         *args: as ``torch.nn.Embedding``.
@@ -169,8 +174,8 @@ class Embedding(Dense, nn.Embedding):
 
     def entry_size(self, term: Noise, input: Tensor) -> list[int]:
         """Return the shape of a term's entry in the draws."""
-        time = 1 if term.hold == "sequence" else input.shape[self._checked_time(input)]
-        return [time, self.num_embeddings, 1]
+        time = self._checked_time(input)
+        return [1 if term.hold == "sequence" else input.shape[time], self.num_embeddings, 1]
 
     def _time(self, term: Noise) -> int:
         return 0
@@ -195,7 +200,7 @@ class Embedding(Dense, nn.Embedding):
         return perturb(
             vectors,
             [
-                one._replace(value=one.value[steps if len(one.value) > 1 else 0, input])
+                one._replace(value=one.value[0 if len(one.value) == 1 else steps, input])
                 for one in self._acting(input, draws)["row"]
                 if isinstance(one, Perturbation)
             ],

@@ -117,8 +117,8 @@ def draw(
         for index, term in enumerate(terms):
             size = entry_size(stack, place, term, time, batch)
             if isinstance(term, Zoneout):
-                u = torch.rand(size, **source(generator), dtype=dtype, device=device)
-                entries.append((u < _keeping(place, term)).to(u.dtype))
+                u = torch.rand(size, **source(generator), device=device)  # 16 bits are too coarse
+                entries.append((u < _keeping(place, term)).to(dtype or u.dtype))
                 continue
             assert isinstance(term, Noise)
             learned = isinstance(term.law.std, Learned)
@@ -212,17 +212,18 @@ def acting(
         ValueError: the draws are not those of these places, or a shape, dtype or device does not
             fit the input.
     """
-    if set(draws) != set(places):
+    if not isinstance(draws, Mapping) or set(draws) != set(places):
         raise ValueError(
-            f"draws must have exactly the places {sorted(places)}, got {sorted(draws)}"
+            f"draws must be a dict with exactly the places {sorted(places)}, got "
+            f"{sorted(draws) if isinstance(draws, Mapping) else type(draws).__name__}"
         )
     time, batch, _ = x.shape
     paired: dict[str, list[Acting]] = {}
     for place, terms in places.items():
-        if len(draws[place]) != len(terms):
+        if not isinstance(draws[place], tuple | list) or len(draws[place]) != len(terms):
             raise ValueError(
-                f"draws[{place!r}] must hold one entry for each of the {len(terms)} terms there, "
-                f"got {len(draws[place])}"
+                f"draws[{place!r}] must be a tuple of one entry for each of the {len(terms)} terms "
+                f"there, got {_counted(draws[place])}"
             )
         paired[place] = []
         for term, entry in zip(terms, draws[place], strict=True):
@@ -237,6 +238,11 @@ def acting(
             gates = stack.gates if term.gates == "untied" else 1
             paired[place].append(act(place, term, entry, size, x, gates))
     return paired
+
+
+def _counted(entries: object) -> str:
+    sized = isinstance(entries, tuple | list)
+    return str(len(entries)) if sized else type(entries).__name__
 
 
 def act(

@@ -30,7 +30,7 @@ class Explanation:
         estimate: how the expectation over the noise is taken, or "".
         path: what runs the layer: ``torch`` or ``reference``.
         why: why that path.
-        memory: bytes of what is drawn for one call.
+        memory: bytes of what is drawn for one call and kept.
     """
 
     module: str
@@ -119,6 +119,8 @@ def _of_stack(name: str, module: NoisyRNNBase, time: int, batch: int) -> list[Ex
         pairs = [(place, term) for place in here for term in found[place]]
         for place, term in pairs:
             size = entry_size(stack, place, term, time, batch)
+            if _accumulates(term):
+                size = (*size, prod(stack.matrix(place)))
             rows.append(_row(name, layer, place, term, path, why, size))
         if not pairs:
             rows.append(_row(name, layer, "", None, path, why, (0,)))
@@ -145,6 +147,8 @@ def _of_simple(name: str, module: Simple, time: int, batch: int) -> list[Explana
     for place, term in pairs:
         assert isinstance(term, Noise)
         size = module.entry_size(term, _example(module, time, batch))
+        if _accumulates(term):
+            size = (*size, prod(module.weight.shape))  # pyright: ignore
         rows.append(_row(name, 0, place, term, path, why, size))
     return rows or [_row(name, 0, "", None, path, why, (0,))]
 
@@ -159,7 +163,7 @@ def _example(module: Noisy, time: int, batch: int) -> Tensor:
 def _row(
     module: str, layer: int, place: str, term: Term | None, path: str, why: str, size
 ) -> Explanation:
-    seeds = isinstance(term, Noise) and is_seeded(term)
+    seeds = isinstance(term, Noise) and is_seeded(term) and not _accumulates(term)
     bytes_each = 8 if seeds else torch.get_default_dtype().itemsize
     return Explanation(
         module,
@@ -172,6 +176,11 @@ def _row(
         why,
         prod(size) * bytes_each,
     )
+
+
+def _accumulates(term: Term) -> bool:
+    """Return whether a matrix is kept for every step."""
+    return isinstance(term, Noise) and is_seeded(term) and term.hold == "cumulative"
 
 
 def _bytes(count: int) -> str:

@@ -13,7 +13,7 @@ from noisin import at, draws, functional
 from noisin.draws import Draws, Scaled, expected, outside_checkpoints
 from noisin.laws import Bernoulli
 from noisin.noise import Noise, Term, joined, terms_of
-from noisin.noisy import Noisy, computing
+from noisin.noisy import Noisy, autocasting, computing
 from noisin.reference import State
 from noisin.stack import Places, Stack, places
 from noisin.zoneout import Zoneout
@@ -113,7 +113,7 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         self.check_input(x, None)
         if not len(x):
             raise RuntimeError("a sequence must have at least one step, got none")
-        autocast = torch.is_autocast_enabled(x.device.type)
+        autocast = autocasting(x.device)
         x = x.to(self._dtype(x))
         if draws is None and (self.training or self.sampling):
             draws = self.draw(input)
@@ -138,8 +138,9 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         """Return the noise of this call: all of it, what evaluation leaves, or torch's alone."""
         if draws is not None or self.sampling:
             return self.acting()
-        if self.training:  # without noise of ours torch drops out by itself
-            return None if self._noise is None else self.acting()
+        if self.training:  # without noise of ours torch drops out by itself, where it can
+            torchs = self._noise is None and self.mode in functional.KERNELS
+            return None if torchs else self.acting()
         return joined([term for term in terms_of(self._noise) if isinstance(term, Zoneout)])
 
     @property
@@ -154,8 +155,8 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
     def _with_dropout(self, noise: Term | None) -> Term | None:
         if not self.dropout or self.num_layers == 1:
             return noise
-        if self.dropout == 1 and noise is None:  # torch's alone, which returns zeros
-            return None
+        if self.dropout == 1 and noise is None and self.mode in functional.KERNELS:
+            return None  # torch's alone, which returns zeros
         if self.dropout == 1:
             raise ValueError("dropout must be below 1 in a noisy layer, got 1")
         dropout = at.between * Bernoulli(keep=1 - self.dropout)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ class Noisy(nn.Module):
         Everything is cast to it before, and autocast is off below (see ``computing``): a backward
         pass runs without it.
         """
-        if torch.is_autocast_enabled(input.device.type):
+        if autocasting(input.device):
             return torch.get_autocast_dtype(input.device.type)
         return input.dtype
 
@@ -190,7 +191,9 @@ class Simple(Noisy):
     def _acting(self, input: Tensor, draws: Draws) -> dict[str, list[Acting]]:
         """Make of each draw what acts, or raise: they are not those of this layer."""
         found = self.resolve(self._noise)
-        got = {place: len(entries) for place, entries in draws.items()}
+        if not isinstance(draws, Mapping):
+            raise ValueError(f"draws must be a dict by site, got {type(draws).__name__}")
+        got = {p: len(e) if isinstance(e, tuple | list) else e for p, e in draws.items()}
         if got != {place: len(terms) for place, terms in found.items()}:
             raise ValueError(
                 f"draws must hold one entry for each term of {self._noise}, by site; got {got}"
@@ -202,14 +205,26 @@ class Simple(Noisy):
                 acting[place].append(act(place, term, entry, self.entry_size(term, input), like))
         return acting
 
+    def _dtype(self, input: Tensor) -> torch.dtype:
+        """Return the type to compute in; autocast lowers products only."""
+        return input.dtype
+
     def _like(self, input: Tensor) -> Tensor:
         """Return a tensor of the kind that noise is drawn in: that of the weights."""
         like = next(self.parameters(), input).detach()
         return like.to(self._dtype(like))
 
 
-def computing(device: torch.device) -> torch.autocast:
+def autocasting(device: torch.device) -> bool:
+    """Return whether autocast is on for a device; some know none."""
+    known = torch.amp.is_autocast_available(device.type)
+    return known and torch.is_autocast_enabled(device.type)
+
+
+def computing(device: torch.device) -> AbstractContextManager[Any]:
     """Return a context without autocast, for what has been cast already."""
+    if not autocasting(device):
+        return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 

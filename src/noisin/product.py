@@ -196,7 +196,7 @@ def multiply(product: Product, t: int, x: Tensor) -> Tensor:
 @_disable_dynamo  # which knows neither generators nor what is drawn twice
 def _drawn(x: Tensor, weight: Tensor, on_x: Sequence[Acting], drawn: Sequence[Any]) -> Tensor:
     """Return W̃ x under noise in x, its matrix not kept for the backward pass where possible."""
-    if not all(isinstance(p, Fresh) for p in drawn) or not _may_draw_again():
+    if not any(isinstance(p, Fresh) for p in drawn) or not _may_draw_again():
         return _with_drawn(x, weight, on_x, drawn)
     tensors = [t for p in (*on_x, *drawn) for t in p if isinstance(t, Tensor)]
     return _DrawnAgain.apply(on_x, drawn, x, weight, *tensors)

@@ -108,9 +108,10 @@ class Recurrence(Simple):
             ValueError: draws that do not fit; ``hidden`` or ``recurrent`` where the state of the
                 cell does not begin with h.
         """
-        if input.dim() != 3 or not len(input):
+        if input.dim() != 3 or not len(input) or input.shape[2] != self.input_size:
             raise ValueError(
-                f"Recurrence: input must be [T, B, I] with T >= 1, got {list(input.shape)}"
+                f"Recurrence: input must be [T, B, {self.input_size}] with T >= 1, "
+                f"got {list(input.shape)}"
             )
         draws = self._given_or_drawn(input, draws)
         noise = {} if draws is None else self._acting(input, draws)
@@ -122,6 +123,10 @@ class Recurrence(Simple):
         for x, before, after in zip(rows, recurrent, hidden, strict=True):
             seen = _with_first(state, perturb(_first(state), before)) if before else state
             h, state = self._step(x, seen)
+            if h.shape[-1] != self.hidden_size:
+                raise ValueError(
+                    f"Recurrence: h_t must be [B, {self.hidden_size}], got {list(h.shape)}"
+                )
             if before or after:
                 self._check_first(h, state)
             if after:

@@ -184,7 +184,7 @@ def together(place: str, terms: Sequence[Term]) -> None:
             f"the terms at one place take one estimate; got {_shown(terms)} at {place}"
         )
     if len([term for term in terms if isinstance(term, Zoneout)]) > 1:
-        raise ValueError(f"a layer has one Zoneout, got {_shown(terms)}")
+        raise ValueError(f"one Zoneout acts at a place; got {_shown(terms)} at {place}")
 
 
 def _shown(terms: Sequence[Term]) -> str:

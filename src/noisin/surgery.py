@@ -124,6 +124,11 @@ def strip(model: nn.Module, *, inplace: bool = False) -> Any:
 def _probe(module: nn.Module) -> Any:
     """Return what the layer would be, to ask; its parameters are shared."""
     theirs = type(module)
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        raise ValueError(
+            "noise acts when a layer is called; the parent of this one only reads its weights, "
+            f"got {theirs.__name__}"
+        )
     if not isinstance(module, Noisy) and theirs not in OURS:
         taken = [one for one in ("noise", "stack", "draw", "sampling") if hasattr(module, one)]
         if taken:

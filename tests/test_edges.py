@@ -1,0 +1,111 @@
+"""What users meet at the edges: small types, odd sizes, wrong kinds, layers nobody calls."""
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import assert_bit_equal, assert_mean
+from models import IDS
+from noisin import LSTM, RNN, Embedding, Linear, Recurrence, explain, regularize, sampling
+
+
+def test_a_sigmoid_rnn_drops_out_without_noise():
+    layer, x = RNN(3, 8, 2, nonlinearity="sigmoid", dropout=0.5), torch.randn(5, 2, 3)
+    first, second = layer(x)[0], layer(x)[0]
+    assert (first != second).any()
+    draws = layer.draw(x)
+    assert list(draws) == ["between_l0"]
+    assert_bit_equal(layer(x, draws=draws)[0], layer(x, draws=draws)[0])
+    with pytest.raises(ValueError, match="dropout must be below 1"):
+        RNN(3, 8, 2, nonlinearity="sigmoid", dropout=1.0)(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_zoneout_keeps_with_its_probability_in_every_type(dtype):
+    layer = RNN(1, 500, noise="Zoneout(hidden=0.002)").to(dtype)
+    mask = layer.draw(torch.zeros(200, 20, 1, dtype=dtype))["zoneout_hidden_l0"][0]
+    assert mask.dtype == dtype
+    assert_mean(mask.double().flatten(), 0.002, (0.002 * 0.998) ** 0.5)  # N = 2,000,000
+
+
+def test_fresh_noise_beside_held_noise_keeps_no_matrix_a_step():
+    held = {}
+
+    def keep(tensor):
+        held[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    noise = "weight_hh * Bernoulli(keep=0.5) @ sequence & weight_hh + Gaussian(0.1)"
+    layer = RNN(4, 9, noise=noise)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        layer(torch.randn(50, 2, 4))
+    assert sum(t.numel() == 81 for t in held.values()) <= 3  # the stored one, and the held factor
+
+
+def test_explain_counts_the_matrices_that_accumulate():
+    (line,) = explain(RNN(10, 10, noise="weight_hh + Gaussian(0.1) @ cumulative"), time=7)
+    assert line.memory == 7 * 100 * 4
+    (line,) = explain(Linear(10, 6, noise="weight + Gaussian(0.1) @ cumulative"), time=7)
+    assert line.memory == 7 * 60 * 4
+
+
+def test_a_layer_whose_parent_only_reads_its_weights_is_refused():
+    model = nn.MultiheadAttention(4, 2)
+    with pytest.raises(ValueError, match="noise acts when a layer is called"):
+        regularize(model, "weight + Gaussian(1)", where="out_proj")
+
+
+def test_recurrence_checks_its_sizes():
+    noise = "input * Gaussian(1) & hidden + Gaussian(1)"
+    x, state = torch.randn(5, 2, 3), torch.zeros(2, 4)
+    with pytest.raises(ValueError, match=r"input must be \[T, B, 1\]"):
+        Recurrence(nn.GRUCell(3, 4), 1, 4, noise=noise)(x, state)
+    with pytest.raises(ValueError, match=r"h_t must be \[B, 1\], got \[2, 4\]"):
+        Recurrence(nn.GRUCell(3, 4), 3, 1, noise=noise)(x, state)
+
+
+def test_embedding_at_its_edges():
+    held = Embedding(4, 3, noise="row * Bernoulli(keep=0.5) @ sequence")
+    with pytest.raises(ValueError, match="time_dim must be a dimension"):
+        held(torch.tensor(1))
+    with pytest.raises(ValueError, match="time_dim must be a dimension"):
+        Embedding(4, 3, noise=held.noise, time_dim=3)(torch.ones(2, 2, dtype=torch.long))
+    fresh = Embedding(4, 3, noise="row * Bernoulli(keep=0.5)")
+    assert fresh(torch.zeros(0, 2, dtype=torch.long)).shape == (0, 2, 3)
+
+
+@pytest.mark.parametrize("noise", ["weight + Gaussian(0.1)", "input * Gaussian(0.1) @ sequence"])
+def test_linear_takes_a_vector_for_one_step(noise):
+    for time_dim in (0, 1):
+        layer, x = Linear(4, 3, noise=noise, time_dim=time_dim), torch.randn(4)
+        draws = layer.draw(x)
+        assert layer(x, draws=draws).shape == (3,)
+        assert_bit_equal(layer(x, draws=draws), layer(x, draws=draws))
+
+
+def test_linear_does_not_cast_in_silence():
+    layer = Linear(4, 3, noise="input * Gaussian(0.1)")
+    with pytest.raises(RuntimeError, match="dtype"):
+        layer.eval()(torch.randn(2, 4).double())
+    with pytest.raises((RuntimeError, ValueError), match="dtype"):
+        layer.train()(torch.randn(2, 4).double())
+
+
+def test_autocast_does_not_round_what_it_does_not_lower():
+    layer = Embedding(50, 4, noise="row * Bernoulli(keep=0.7) @ sequence")
+    with torch.autocast("cpu", dtype=torch.bfloat16), sampling(layer):
+        (factor,) = layer.draw(IDS)["row"]
+    assert factor.dtype == torch.float32
+    assert set(factor.unique().tolist()) == {0.0, torch.tensor(1 / 0.7).item()}
+
+
+def test_meta_tensors_run_with_noise():
+    layer = LSTM(3, 4, noise="hidden * Gaussian(1)", device="meta")
+    assert layer(torch.randn(5, 2, 3, device="meta"))[0].shape == (5, 2, 4)
+
+
+@pytest.mark.parametrize("draws", [3, {"hidden_l0": None}, {"hidden_l0": 3}])
+def test_draws_of_another_kind_are_refused(draws):
+    layer = LSTM(3, 4, noise="hidden * Gaussian(1)")
+    with pytest.raises(ValueError, match=r"must be a (dict|tuple)"):
+        layer(torch.randn(5, 2, 3), draws=draws)
