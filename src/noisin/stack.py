@@ -9,23 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from noisin.laws import Learned
-from noisin.noise import Noise, Term, terms_of
+from noisin.noise import Noise, SiteName, Term, terms_of
 from noisin.zoneout import Zoneout
 
 Places = dict[str, tuple[Term, ...]]
 
-SITES = (
-    "input",
-    "between",
-    "hidden",
-    "recurrent",
-    "candidate",
-    "output",
-    "weight_ih",
-    "weight_hh",
-)
+SITES = tuple(site for site in get_args(SiteName) if site not in ("weight", "row"))
 WEIGHTS = ("weight_ih", "weight_hh", "weight")
 INTO_A_PRODUCT = ("input", "between", "recurrent")  # that a weight matrix multiplies
 GATES = {"LSTM": 4, "GRU": 3}
