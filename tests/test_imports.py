@@ -17,6 +17,7 @@ HEAVY = ("pydantic", "typer", "music21", "matplotlib", "scipy", "jinja2", "rich"
 ORDER = [
     *(
         "shapes",
+        "tracing",
         "spread",
         "laws",
         "noise",
@@ -125,3 +126,10 @@ def test_examples_in_docstrings_run(name):
     result = doctest.testmod(module, extraglobs={"torch": importlib.import_module("torch")})
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_a_first_call_does_not_import_the_compiler():
+    code = "import sys, torch, noisin\n"
+    code += "layer = noisin.LSTM(2, 3, noise='weight_hh + Gaussian(1)')\n"
+    code += "layer(torch.ones(4, 1, 2)); print('torch._dynamo' in sys.modules)"
+    assert python(code) == ["False"]

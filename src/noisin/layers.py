@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from noisin import at, draws, functional
@@ -16,6 +15,7 @@ from noisin.noise import Noise, Term, joined, terms_of
 from noisin.noisy import Noisy, autocasting, computing
 from noisin.reference import State
 from noisin.stack import Places, Stack, places
+from noisin.tracing import untraced
 from noisin.zoneout import Zoneout
 
 
@@ -81,7 +81,7 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
             device=x.device,
         )
 
-    @_disable_dynamo  # as torch's own layers are out of its sight
+    @untraced  # as torch's own layers are out of its sight
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, input: Any, hx: Any = None, *, draws: Draws | None = None, check: bool = False
     ) -> Any:

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
 from torch.nn import functional
 
 from noisin.laws import Law
 from noisin.noise import Operator
 from noisin.propagation import Variance, added_variance, deviation
+from noisin.tracing import untraced
 
 
 class Perturbation(NamedTuple):
@@ -193,7 +193,7 @@ def multiply(product: Product, t: int, x: Tensor) -> Tensor:
     return _biased(_drawn(x, product.matrix.weight, on_x, drawn), product.bias)
 
 
-@_disable_dynamo  # which knows neither generators nor what is drawn twice
+@untraced  # which knows neither generators nor what is drawn twice
 def _drawn(x: Tensor, weight: Tensor, on_x: Sequence[Acting], drawn: Sequence[Any]) -> Tensor:
     """Return W̃ x under noise in x, its matrix not kept for the backward pass where possible."""
     if not any(isinstance(p, Fresh) for p in drawn) or not _may_draw_again():
