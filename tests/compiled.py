@@ -175,7 +175,7 @@ def main(names):
             torch._dynamo.reset()
             try:
                 found[f"{name} {case}"] = check(*case)
-            except Exception as error:  # each case is told apart
+            except Exception as error:  # whatever dynamo raises is what is reported
                 found[f"{name} {case}"] = f"{type(error).__name__}: {str(error)[:300]}"
     print(json.dumps(found))
 

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from noisin import reference
 from noisin.draws import Draws, acting
 from noisin.noise import Term
-from noisin.product import Acting, Perturbation, Preactivation, perturb
+from noisin.product import Acting, Preactivation, perturb, perturb_held
 from noisin.reference import State, Weights
 from noisin.shapes import Float, Int
 from noisin.stack import Places, Stack, feeding, inside, is_held, is_sampled, places
@@ -171,12 +171,7 @@ def _perturbed(
 ) -> list[Tensor]:
     """Return the parameters of a direction with the noise that is held in them."""
     first, second, *rest = group
-    return [_held(first, ih), _held(second, hh), *rest]
-
-
-def _held(weight: Tensor, perturbations: Sequence[Acting]) -> Tensor:
-    held = [p._replace(value=p.value[0]) for p in perturbations if isinstance(p, Perturbation)]
-    return perturb(weight, held)
+    return [perturb_held(first, ih), perturb_held(second, hh), *rest]
 
 
 def _loop(

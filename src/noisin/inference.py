@@ -41,6 +41,9 @@ def sampling(model: nn.Module) -> Iterator[nn.Module]:
 def fold(x: Tensor, samples: int, dim: int = 1) -> Tensor:
     """Repeat the batch K times, so that one call carries K independent draws.
 
+    Noise in weights, and in the rows of an ``Embedding``, is shared by the batch and so by all K:
+    it needs K calls.
+
     Args:
         x: any tensor with a batch dimension.
         samples: K >= 1.

@@ -104,6 +104,12 @@ def perturb(x: Tensor, perturbations: Sequence[Perturbation]) -> Tensor:
     return x
 
 
+def perturb_held(weight: Tensor, perturbations: Sequence[Acting]) -> Tensor:
+    """Return a weight matrix with the noise that is held in it, each [1, R, F]."""
+    held = [p._replace(value=p.value[0]) for p in perturbations if isinstance(p, Perturbation)]
+    return perturb(weight, held)
+
+
 class Matrix(NamedTuple):
     """A weight matrix, and what a formula for variances needs of it, once for all steps.
 
@@ -163,8 +169,7 @@ def noisy_product(
     drawn = [p for p in on_weight if not isinstance(p, Preactivation)]
     fresh = any(isinstance(p, Fresh) for p in drawn)
     if not fresh:  # one matrix serves all steps
-        held = [p._replace(value=p.value[0]) for p in drawn if isinstance(p, Perturbation)]
-        weight = perturb(weight, held)
+        weight = perturb_held(weight, drawn)
     return Product(
         Matrix(weight, *_squares(weight, on_x, within)),
         bias,

@@ -6,8 +6,6 @@ independent of each other.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -15,13 +13,6 @@ from noisin.noise import Operator
 from noisin.shapes import Float
 
 Variance = float | Tensor
-
-
-class Moments(NamedTuple):
-    """Mean and variance of every number of a tensor."""
-
-    mean: Tensor
-    variance: Tensor
 
 
 def added_variance(
