@@ -35,19 +35,27 @@ INSIDE = [
 
 
 @pytest.mark.parametrize("term", INSIDE)
-def test_the_reference_runs_in_the_layers_where_a_term_acts_inside(term):
+def test_another_path_than_torchs_runs_in_the_layers_where_a_term_acts_inside(term):
+    path = "reference" if "weight_hh" in term and "@ preactivation" in term else "cpu"
     site = "zoneout_hidden" if "Zoneout" in term else term.split()[0]
     if site != "zoneout_hidden":
         term = term.replace(site, f"{site}[1]", 1)
     rows = explain(GRU(F, H, 3, bidirectional=True, noise=term))
     chosen = {row.layer: row.path for row in rows}
     if site == "zoneout_hidden":
-        assert chosen == dict.fromkeys(range(3), "reference")
+        assert chosen == dict.fromkeys(range(3), path)
     else:
-        assert chosen == {0: "torch", 1: "reference", 2: "torch"}
+        assert chosen == {0: "torch", 1: path, 2: "torch"}
         assert [row.place for row in rows] == ["", f"{site}_l1", f"{site}_l1_reverse", ""]
         assert [row.term for row in rows] == ["", term, term, ""]
-    assert all(site in row.why for row in rows if row.path == "reference")
+    assert all(site in row.why for row in rows if row.path == path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_plain_loop_runs_in_small_types(dtype):
+    (row,) = explain(LSTM(F, H, noise="hidden * Gaussian(0.5)", dtype=dtype))
+    assert row.path == "reference"
+    assert str(dtype) in row.why
 
 
 def test_noise_that_is_held_in_the_weights_leaves_torchs_kernel():
@@ -64,7 +72,7 @@ def test_how_a_term_is_drawn_is_said():
 
 def test_the_sigmoid_has_no_kernel():
     (row,) = explain(RNN(F, H, nonlinearity="sigmoid"))
-    assert row.path == "reference"
+    assert row.path == "cpu"
     assert "sigmoid" in row.why.lower()
 
 
@@ -81,7 +89,7 @@ def test_layers_are_named_as_in_the_model_and_torchs_own_are_left_out():
         nn.ModuleDict({"a": LSTM(F, H, 2, noise="hidden * Gaussian(1)"), "b": nn.LSTM(F, H)}),
         GRU(F, H),
     )
-    expected = [("1.a", 0, "hidden_l0", "reference"), ("1.a", 1, "hidden_l1", "reference")]
+    expected = [("1.a", 0, "hidden_l0", "cpu"), ("1.a", 1, "hidden_l1", "cpu")]
     assert shown(model) == [*expected, ("2", 0, "", "torch")]
     assert explain(nn.LSTM(F, H)) == ()
 
@@ -161,7 +169,7 @@ def test_an_explanation_is_printed_in_words():
     rows = explain(nn.ModuleDict({"decoder": LSTM(F, H, noise=noise)}))
     assert [row.term for row in rows] == noise.split(" & ")
     for row in rows:
-        for word in ("decoder", "layer 0", "hidden_l0", row.term, "reference", row.why):
+        for word in ("decoder", "layer 0", "hidden_l0", row.term, "cpu", row.why):
             assert word in str(row)
 
 

@@ -30,6 +30,7 @@ from noisin.functional import path_of, recur
 
 T, B, F, H = 4, 3, 2, 3
 INSIDE = ("hidden", "recurrent")
+LIKE = torch.float32, torch.device("cpu")
 
 
 def call(layer, x, hx, draws, **kwargs):
@@ -58,7 +59,7 @@ def test_recur_is_the_plain_loop(case, packed, data):
     if packed:
         steps = st.lists(st.integers(1, case.time), min_size=case.batch, max_size=case.batch)
         lengths = torch.tensor(data.draw(steps))
-    path = data.draw(st.sampled_from((None, "reference")))
+    path = data.draw(st.sampled_from((None, "reference", "cpu")))
     leaves = [x, *hx, *layer.parameters(), *(v for k in sorted(draws) for v in draws[k])]
     results = call(layer, x, hx, draws or None, lengths=lengths, path=path)
     others = [
@@ -103,14 +104,14 @@ def test_torchs_kernel_serves_where_no_term_acts_inside(kind, path):
 def test_the_path_is_chosen_layer_by_layer(site):
     layer, *_ = small("LSTM", f"{site} * Gaussian(0.5)", num_layers=2)
     found = places(layer.stack, layer.noise)
-    expected = "reference" if site in INSIDE else "torch"
+    expected = "cpu" if site in INSIDE else "torch"
     for index in range(2):
-        assert path_of(layer.stack, found, index)[0] == expected
+        assert path_of(layer.stack, found, index, *LIKE)[0] == expected
     if site in INSIDE:
         layer.noise = f"{site}[1] * Gaussian(0.5)"
         found = places(layer.stack, layer.noise)
-        chosen = [path_of(layer.stack, found, index)[0] for index in range(2)]
-        assert chosen == ["torch", "reference"]
+        chosen = [path_of(layer.stack, found, index, *LIKE)[0] for index in range(2)]
+        assert chosen == ["torch", "cpu"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

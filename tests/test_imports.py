@@ -28,9 +28,10 @@ ORDER = [
         "propagation",
         "product",
         "reference",
+        "stack",
         "fused",
     ),
-    *("stack", "draws", "functional", "noisy", "dense", "layers", "recurrence"),
+    *("draws", "functional", "noisy", "dense", "layers", "recurrence"),
     *("inference", "likelihood", "diagnostics", "init", "optim", "penalties"),
     *("replicas", "explanation", "surgery"),
 ]

@@ -28,7 +28,7 @@ class Explanation:
         term: the term, or "".
         hold: how long one draw is kept, or "".
         estimate: how the expectation over the noise is taken, or "".
-        path: what runs the layer: ``torch`` or ``reference``.
+        path: what runs the layer: ``torch``, ``cpu`` or ``reference``.
         why: why that path.
         memory: bytes of what is drawn for one call and kept.
     """
@@ -110,11 +110,11 @@ def explain(model: nn.Module, *, time: int = 35, batch: int = 20) -> Table:
 
 
 def _of_stack(name: str, module: NoisyRNNBase, time: int, batch: int) -> list[Explanation]:
-    stack = module.stack
+    stack, weight = module.stack, module.all_weights[0][0]
     found = places(stack, module.acting())
     rows = []
     for layer in range(stack.num_layers):
-        path, why = path_of(stack, found, layer)
+        path, why = path_of(stack, found, layer, weight.dtype, weight.device)
         here = _places_of_layer(stack, found, layer)
         pairs = [(place, term) for place in here for term in found[place]]
         for place, term in pairs:

@@ -1,14 +1,14 @@
 """The functional entry: a stack of recurrent layers on given weights and given noise.
 
 Here the path of each layer is chosen: torch's own kernel where no term acts inside the recurrence
-(noise that is held in the weights for the call is applied to them first), the plain loop of
-``noisin.reference`` elsewhere.
+(noise that is held in the weights for the call is applied to them first), ``noisin.fused`` where
+noise does act inside, and the plain loop of ``noisin.reference`` for the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,13 +17,14 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from noisin import reference
 from noisin.draws import Draws, acting
+from noisin.fused import cpu
 from noisin.noise import Term
 from noisin.product import Acting, Preactivation, perturb, perturb_held
 from noisin.reference import State, Weights
 from noisin.shapes import Float, Int
 from noisin.stack import Places, Stack, feeding, inside, is_held, is_sampled, places
 
-Path = Literal["torch", "reference"]
+Path = Literal["torch", "cpu", "reference"]
 
 INSIDE = (
     *("weight_ih", "recurrent", "weight_hh"),
@@ -37,16 +38,27 @@ KERNELS = {
 }
 
 
-def path_of(stack: Stack, found: Places, layer: int) -> tuple[Path, str]:
-    """Return the path that a layer takes, and why."""
-    if stack.mode not in KERNELS:
-        return "reference", f"torch has no kernel for {stack.mode}"
+def path_of(
+    stack: Stack, found: Places, layer: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Path, str]:
+    """Return the path that a layer takes, and why.
+
+    Args:
+        stack: shape of the layers.
+        found: where each term acts.
+        layer: index of the layer.
+        dtype: of the input and the weights.
+        device: where they are.
+    """
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "reference", "a transform of torch.func or forward-mode differentiation is active"
     sites = dict.fromkeys(place.partition("_l")[0] for place in inside(stack, found, layer))
-    if sites:
-        return "reference", f"noise acts inside the recurrence, at {', '.join(sites)}"
-    return "torch", "no noise acts inside the recurrence"
+    if not sites and stack.mode in KERNELS:
+        return "torch", "no noise acts inside the recurrence"
+    why = f"noise acts inside the recurrence, at {', '.join(sites)}"
+    why = why if sites else f"torch has no kernel for {stack.mode}"
+    refusal = cpu.refusal(stack, found, layer, dtype, device)
+    return ("reference", f"{why}; {refusal}") if refusal else ("cpu", why)
 
 
 def recur(
@@ -71,7 +83,9 @@ def recur(
         noise: the terms; without them the plain network.
         draws: their draws, from ``noisin.draws.draw``; needed where there is noise.
         lengths: steps of each sequence, on the CPU; all T without it.
-        path: force one path; ``"torch"`` where it cannot serve is an error.
+        path: force one path, an error where it cannot serve: ``"reference"`` is the plain loop,
+            differentiable any number of times; ``"cpu"`` the fused recurrence, once;
+            ``"torch"`` torch's own kernel, where no noise acts inside.
 
     Returns:
         The output [T, B, directions·P], 0 behind the end of a sequence, and the final state,
@@ -90,8 +104,8 @@ def recur(
     finals: list[State] = []
     for layer in range(stack.num_layers):
         rows = slice(layer * width, (layer + 1) * width)
-        chosen = _checked(path, *path_of(stack, found, layer))
-        run = _kernel if chosen == "torch" else _loop
+        chosen = _checked(path, stack, found, layer, x)
+        run = {"torch": _kernel, "cpu": _fused, "reference": _loop}[chosen]
         initial = tuple(s[rows] for s in state)
         if is_sampled(found.get(feeding(layer), ())):
             x = perturb(x, noisy.pop(feeding(layer), ()))  # pyright: ignore[reportArgumentType]
@@ -127,9 +141,15 @@ def _valid(x: Tensor, lengths: Tensor) -> Tensor:
     return (steps[:, None] < lengths.to(x.device)).unsqueeze(-1)
 
 
-def _checked(path: Path | None, chosen: Path, why: str) -> Path:
+def _checked(path: Path | None, stack: Stack, found: Places, layer: int, x: Tensor) -> Path:
+    """Return the path of a layer, or refuse the one that was asked for."""
+    chosen, why = path_of(stack, found, layer, x.dtype, x.device)
     if path == "torch" and chosen != "torch":
         raise ValueError(f'path="torch" needs torch\'s own kernel to serve the layer; {why}')
+    if path == "cpu" and chosen == "reference":
+        raise ValueError(f'path="cpu" needs the fused recurrence to serve the layer; {why}')
+    if path == "cpu" and (refusal := cpu.refusal(stack, found, layer, x.dtype, x.device)):
+        raise ValueError(f'path="cpu" needs the fused recurrence to serve the layer; {refusal}')
     return path or chosen
 
 
@@ -184,21 +204,47 @@ def _loop(
 ) -> tuple[Tensor, State]:
     """Run one layer by the plain loop."""
     valid = None if lengths is None else _valid(x, lengths)
+    return _by_direction(reference.unroll, stack, weights, x, state, within, valid=valid)
+
+
+def _fused(
+    stack: Stack,
+    weights: Sequence[Sequence[Tensor]],
+    x: Tensor,
+    state: State,
+    lengths: Tensor | None,
+    within: Sequence[dict[str, list[Acting]]],
+) -> tuple[Tensor, State]:
+    """Run one layer by the fused recurrence."""
+    return _by_direction(cpu.unroll, stack, weights, x, state, within, lengths=lengths)
+
+
+def _by_direction(
+    unroll: Callable[..., tuple[Tensor, State]],
+    stack: Stack,
+    weights: Sequence[Sequence[Tensor]],
+    x: Tensor,
+    state: State,
+    within: Sequence[dict[str, list[Acting]]],
+    **options: Any,
+) -> tuple[Tensor, State]:
+    """Run each direction of one layer, and put the results side by side."""
     outputs: list[Tensor] = []
     finals: list[State] = []
     for index, direction in enumerate(stack.directions):
-        output, final = reference.unroll(
+        output, final = unroll(
             stack.mode,
             x,
             tuple(s[index] for s in state),
             named_weights(stack, weights[index]),
             within[index],
-            valid=valid,
             reverse=direction == "_reverse",
+            **options,
         )
         outputs.append(output)
         finals.append(final)
-    return torch.cat(outputs, -1), tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+    return output, tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
 
 
 def _kernel(

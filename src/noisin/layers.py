@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from noisin import at, draws, functional
 from noisin.draws import Draws, Scaled, expected, outside_checkpoints
+from noisin.functional import Path
 from noisin.laws import Bernoulli
 from noisin.noise import Noise, Term, joined, terms_of
 from noisin.noisy import Noisy, autocasting, computing
@@ -83,7 +84,13 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
 
     @untraced  # as torch's own layers are out of its sight
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, input: Any, hx: Any = None, *, draws: Draws | None = None, check: bool = False
+        self,
+        input: Any,
+        hx: Any = None,
+        *,
+        draws: Draws | None = None,
+        check: bool = False,
+        path: Path | None = None,
     ) -> Any:
         """Run the layers, as torch does.
 
@@ -94,20 +101,23 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
                 training, and in evaluation while ``sampling``.
             check: look for NaN and infinity in the input and the given state, at the price of
                 reading them.
+            path: force one path, as in ``noisin.functional.recur``: ``"reference"`` can be
+                differentiated twice.
 
         Returns:
             The output and the final state. The final h is what the next step would receive:
             perturbed at ``hidden``, clean at ``recurrent``, ``between`` and ``output``.
 
         Raises:
-            ValueError: draws that do not fit the noise or the input; with ``check``, a number
-                that is not finite.
+            ValueError: draws that do not fit the noise or the input; a path that cannot serve;
+                with ``check``, a number that is not finite.
             RuntimeError: torch's own errors of shape.
         """
         if check:
             _check_finite(input, hx)
         noise = self._noise_of(draws)
-        if noise is None and draws is None and self.mode in functional.KERNELS:
+        plain = noise is None and draws is None and path is None
+        if plain and self.mode in functional.KERNELS:
             return super().forward(input, hx)
         x, lengths = self._time_major(input)
         self.check_input(x, None)
@@ -129,6 +139,7 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
                 noise=noise,
                 draws=draws,
                 lengths=lengths,
+                path=path,
             )
         if unbatched:
             final = tuple(s.squeeze(1) for s in final)

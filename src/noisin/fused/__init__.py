@@ -1,0 +1,1 @@
+"""The faster twins of ``noisin.reference``."""

@@ -1,0 +1,524 @@
+"""The recurrence on a CPU: noise on, with a backward pass through time of its own.
+
+One layer in one direction is one operator, ``noisin::recurrence``, and its way back another. Time
+is walked once each way without an autograd graph: a step is one matrix product with a packed W_hh
+and one pointwise function (``noisin.fused.compiled``, or ``noisin.fused.eager``); the products that
+need no order, with the input and for the weights' gradients, are taken for all steps at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from noisin.fused import compiled
+from noisin.fused.buffers import Buffers, Gradients, held, perturbed
+from noisin.fused.compiled import Compiled
+from noisin.fused.eager import Eager
+from noisin.fused.products import multiply
+from noisin.fused.recurrent import Drawn, Recurrent, Tied, Untied
+from noisin.noise import Noise
+from noisin.product import Acting, Fresh, Perturbation, multiply_all, noisy_product, perturb_held
+from noisin.reference import Inside, State, Weights
+from noisin.stack import Places, Stack, is_held
+from noisin.text import parse
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def refusal(
+    stack: Stack, found: Places, layer: int, dtype: torch.dtype, device: torch.device
+) -> str:
+    """Return why the fused recurrence cannot run a layer, or ""; arguments as ``path_of``."""
+    if device.type != "cpu" or dtype not in DTYPES:
+        return f"the fused recurrence is for float32 and float64 on a CPU, not {dtype} on {device}"
+    for direction in stack.directions:
+        recurrent = found.get(f"recurrent_l{layer}{direction}", ())
+        in_weight = found.get(f"weight_hh_l{layer}{direction}", ())
+        terms = [one for one in (*recurrent, *in_weight) if isinstance(one, Noise)]
+        if any(one.estimate != "sample" for one in terms):
+            return "only the plain loop knows the formulas of @ preactivation in the recurrence"
+        if is_held(in_weight):
+            continue
+        *kept, last = in_weight
+        if not is_held(kept) or last.hold == "cumulative":  # pyright: ignore
+            return "only the plain loop makes several matrices of weight_hh a step, or keeps them"
+        if any(one.gates == "untied" for one in terms):
+            return "only the plain loop draws weight_hh under noise of each gate's own"
+    return ""
+
+
+class Given(NamedTuple):
+    """What the operator is given; T steps, B sequences, H units, P size of h, G gates.
+
+    Args:
+        x: [T, B, I], or without ``weight_ih`` W_ih x + b_ih, [T, B, G·H].
+        weight_ih: [G·H, I] or None.
+        weight_hh: [G·H, P].
+        bias_ih: [G·H] or None.
+        bias_hh: [G·H] or None.
+        weight_hr: [P, H] or None.
+        h0: [B, P].
+        c0: [B, H] of an LSTM, or None.
+        hidden_factor: [T, B, P], or [1, B, P] if held; so at each site.
+        hidden_offset: as the factor.
+        recurrent_factor: as above; with a draw a gate G·P instead of P.
+        recurrent_offset: as the factor.
+        candidate_factor: [T, B, H].
+        candidate_offset: as the factor.
+        hidden_kept: zoneout's mask [T, B, P].
+        cell_kept: [T, B, H].
+        std: the learned spread of noise drawn in W_hh.
+        lengths: [B] or None.
+        seeds: one a step, for noise drawn in W_hh.
+        term: that noise as text, or "".
+        mode: key of ``noisin.reference.STEPS``.
+        reverse: whether the last step comes first.
+    """
+
+    x: Tensor
+    weight_ih: Tensor | None
+    weight_hh: Tensor
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+    weight_hr: Tensor | None
+    h0: Tensor
+    c0: Tensor | None
+    hidden_factor: Tensor | None
+    hidden_offset: Tensor | None
+    recurrent_factor: Tensor | None
+    recurrent_offset: Tensor | None
+    candidate_factor: Tensor | None
+    candidate_offset: Tensor | None
+    hidden_kept: Tensor | None
+    cell_kept: Tensor | None
+    std: Tensor | None
+    lengths: Tensor | None
+    seeds: Tensor | None
+    term: str
+    mode: str
+    reverse: bool
+
+
+DIFFERENTIABLE = Given._fields[: Given._fields.index("lengths")]
+NOISE = tuple(name for name in DIFFERENTIABLE if name.endswith(("factor", "offset", "kept")))
+
+
+class Kept(NamedTuple):
+    """What the way back needs of the way forward; see ``Buffers``."""
+
+    out: Tensor
+    gates: Tensor
+    cells: Tensor
+    extra: Tensor
+    states: Tensor
+
+
+_OPTIONAL = {"x", "weight_hh", "h0"}
+_SCHEMA = ", ".join(
+    [f"Tensor{'' if name in _OPTIONAL else '?'} {name}" for name in Given._fields[:-3]]
+    + ["str term", "str mode", "bool reverse"]
+)
+
+
+def unroll(
+    mode: str,
+    x: Tensor,
+    state: State,
+    weights: Weights,
+    inside: Inside,
+    *,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, State]:
+    """Run one layer in one direction; arguments and results as ``noisin.reference.unroll``.
+
+    Args:
+        mode: key of ``noisin.reference.STEPS``.
+        x: [T, B, I].
+        state: (h_0,) or (h_0, c_0).
+        weights: parameters of the layer and direction.
+        inside: what acts here, by site.
+        lengths: [B], steps of each sequence; all T without it.
+        reverse: run from the last step to the first.
+    """
+    ih, bias = weights.ih, weights.bias_ih
+    if inside.get("input") or inside.get("weight_ih"):
+        on_x, on_weight = inside.get("input", ()), inside.get("weight_ih", ())
+        x = multiply_all(noisy_product(ih, bias, on_x, on_weight, len(x)), x)
+        ih = bias = None
+    hidden, recurrent, candidate = (
+        combined(inside.get(site, ())) for site in ("hidden", "recurrent", "candidate")
+    )
+    masks = (_mask(inside.get(f"zoneout_{name}", ())) for name in ("hidden", "cell"))
+    hh, term, fresh = _drawn(weights.hh, inside.get("weight_hh", ()))
+    out, *final = torch.ops.noisin.recurrence(
+        *(x, ih, hh, bias, weights.bias_hh, weights.hr, state[0]),
+        state[1] if len(state) > 1 else None,
+        *(*hidden, *recurrent, *candidate, *masks),
+        None if fresh is None else fresh.std,
+        None if lengths is None else lengths.to(torch.int64),
+        None if fresh is None else fresh.seeds,
+        *(term, mode, reverse),
+    )[:3]
+    return out, tuple(final[: len(state)])
+
+
+def combined(acting: Sequence[Acting]) -> tuple[Tensor | None, Tensor | None]:
+    """Return perturbations applied from left to right as one factor and one offset."""
+    factor = offset = None
+    gates = max([1, *(one.gates for one in acting if isinstance(one, Perturbation))])
+    for one in acting:
+        assert isinstance(one, Perturbation)
+        value = one.value if one.gates == gates else one.value.repeat(1, 1, gates)
+        if one.operator == "*":
+            factor = value if factor is None else factor * value
+            offset = None if offset is None else offset * value
+        else:
+            offset = value if offset is None else offset + value
+    return factor, offset
+
+
+def _mask(acting: Sequence[Acting]) -> Tensor | None:
+    return acting[0].value if acting else None  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _drawn(weight: Tensor, acting: Sequence[Acting]) -> tuple[Tensor, str, Fresh | None]:
+    """Return W_hh with the noise held in it, and the noise drawn anew at each step, if any."""
+    if not acting:
+        return weight, "", None
+    *kept, last = acting
+    assert isinstance(last, Fresh)
+    law = f"weight_hh {last.operator} {last.law}"
+    return perturb_held(weight, kept), law, last
+
+
+def _product(given: Given) -> Recurrent:
+    noise = given.recurrent_factor, given.recurrent_offset
+    weight, (time, batch, _) = given.weight_hh.contiguous(), given.x.shape
+    if given.seeds is not None:
+        term = parse(given.term)
+        assert isinstance(term, Noise)
+        return Drawn(weight, Fresh(term.operator, term.law, given.seeds, given.std), *noise)
+    wide = [one for one in noise if one is not None and one.shape[-1] != weight.shape[-1]]
+    if wide:
+        return Untied(weight, *noise, gates=wide[0].shape[-1] // weight.shape[-1])
+    return Tied(weight, *noise, time, batch)
+
+
+def _buffers(given: Given, kept: Kept) -> Buffers:
+    """Return the buffers of a call around what it keeps."""
+    batch, hidden = given.x.shape[1], _hidden(given)
+    bias, inner_bias = _biases(given)
+    inner = kept.gates.new_empty(batch, hidden)
+    raw = inner if given.weight_hr is None else kept.gates.new_empty(given.h0.shape)
+    contiguous = {name: _contiguous(getattr(given, name)) for name in NOISE}
+    del contiguous["recurrent_factor"], contiguous["recurrent_offset"]
+    return Buffers(
+        mode=given.mode,
+        reverse=given.reverse,
+        h0=given.h0.contiguous(),
+        c0=kept.gates.new_empty(0) if given.c0 is None else given.c0.contiguous(),
+        gates=kept.gates,
+        cells=kept.cells,
+        extra=kept.extra,
+        states=kept.states if kept.states.numel() else kept.out,
+        out=kept.out,
+        inner=inner,
+        raw=raw,
+        lengths=given.lengths,
+        bias=bias,
+        inner_bias=inner_bias,
+        **contiguous,
+    )
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _hidden(given: Given) -> int:
+    gates = {"LSTM": 4, "GRU": 3}.get(given.mode, 1)
+    return given.weight_hh.shape[0] // gates
+
+
+def _inputs(given: Given) -> Tensor:
+    """Return W_ih x of all steps, in memory of its own."""
+    if given.weight_ih is None:
+        return given.x.clone(memory_format=torch.contiguous_format)
+    x = given.x.flatten(0, 1)
+    return multiply(x, given.weight_ih.t()).unflatten(0, given.x.shape[:2])
+
+
+def _biases(given: Given) -> tuple[Tensor | None, Tensor | None]:
+    """Return b_ih + b_hh, and b_hn of a GRU, which the first then lacks."""
+    of_x, of_h = given.bias_ih, given.bias_hh
+    if of_h is None:
+        return of_x, None
+    inner = None
+    if given.mode == "GRU":
+        gates, inner = of_h[: -_hidden(given)], of_h[-_hidden(given) :].contiguous()
+        of_h = torch.cat((gates, torch.zeros_like(inner)))
+    return of_h if of_x is None else of_x + of_h, inner
+
+
+def _new(given: Given, gates: Tensor) -> Kept:
+    """Return memory for what a call leaves."""
+    time, batch, _ = given.x.shape
+    lstm, elman = given.mode == "LSTM", given.mode.startswith("RNN")
+    states, none = (time, batch, given.h0.shape[-1]), (0,)
+    cells = (time, batch, _hidden(given))
+    return Kept(
+        out=gates.new_empty(states),
+        gates=gates,
+        cells=gates.new_empty(cells if lstm else none),
+        extra=gates.new_empty(none if elman else cells),
+        states=gates.new_empty(none if given.lengths is None else states),
+    )
+
+
+def _forward(given: Given, buffers: Buffers, product: Recurrent) -> None:
+    """Walk through time, from the first step to the last."""
+    dtype, hr = buffers.gates.dtype, given.weight_hr
+    if isinstance(product, Tied) and compiled.walks(dtype):
+        compiled.Walk(buffers, None, *(product.weight, hr, product.factor, product.offset)).forward()
+        return
+    steps = (Compiled if compiled.serves(dtype) else Eager)(buffers)
+    h, states = buffers.h0, buffers.states.unbind(0)
+    for t in buffers.steps:
+        steps.forward(t, product.forward(t, h))
+        if hr is not None:
+            torch.mm(buffers.inner, hr.t(), out=buffers.raw)
+        steps.emit(t)
+        h = states[t]
+
+
+def _backward(given: Given, buffers: Buffers, grads: Gradients, product: Recurrent) -> None:
+    """Walk back through time, from the last step to the first."""
+    dtype, hr = buffers.gates.dtype, given.weight_hr
+    if isinstance(product, Tied) and compiled.walks(dtype):
+        compiled.Walk(buffers, grads, *(product.weight, hr, product.factor, product.offset)).backward()
+        return
+    steps = (Compiled if compiled.serves(dtype) else Eager)(buffers, grads)
+    of_products = grads.product.unbind(0)
+    for t in reversed(buffers.steps):
+        steps.absorb(t)
+        if hr is not None:
+            torch.mm(grads.raw, hr, out=grads.inner)
+        steps.backward(t)
+        product.backward(t, buffers.before(t)[0], of_products[t], grads.state)
+
+
+def _recurrence(*args: Any) -> tuple[Tensor, ...]:
+    """Return the output, the final h and c, and what ``Kept`` names behind the output."""
+    given = Given(*args)
+    kept = _new(given, _inputs(given))
+    buffers, product = _buffers(given, kept), _product(given)
+    _forward(given, buffers, product)
+    h = buffers.states[buffers.steps[-1]]
+    c = kept.cells[buffers.steps[-1]] if len(kept.cells) else buffers.c0
+    return kept.out, h.clone(), c.clone(), *kept[1:]
+
+
+def _recurrence_shapes(*args: Any) -> tuple[Tensor, ...]:
+    given = Given(*args)
+    time, batch, _ = given.x.shape
+    gates = given.x.new_empty(time, batch, given.weight_hh.shape[0])
+    kept = _new(given, gates)
+    c = gates.new_empty(0) if given.c0 is None else torch.empty_like(given.c0)
+    return kept.out, gates.new_empty(given.h0.shape), c, *kept[1:]
+
+
+def _recurrence_backward(*args: Any) -> list[Tensor]:
+    """Return the gradients of ``DIFFERENTIABLE``, empty where they are not wanted."""
+    *given, kept, grads, wanted = args
+    given, kept = Given(*given), Kept(*kept)
+    wants = dict(zip(DIFFERENTIABLE, wanted, strict=True))
+    buffers, product = _buffers(given, kept), _product(given)
+    gradients = _gradients(given, buffers, grads, any(wants[name] for name in NOISE))
+    _backward(given, buffers, gradients, product)
+    found = _of_weights(given, buffers, gradients, product, wants)
+    found |= {"h0": gradients.state, "c0": gradients.cell}
+    if gradients.states is not None:
+        found |= _of_noise(given, buffers, gradients)
+    none = given.x.new_empty(0)
+    return [
+        tensor if wants[name] and (tensor := found.get(name)) is not None else none.clone()
+        for name in DIFFERENTIABLE
+    ]
+
+
+def _gradients(
+    given: Given, buffers: Buffers, grads: Sequence[Tensor | None], noise: bool
+) -> Gradients:
+    """Return the buffers of the way back, ``grads`` those of the output, the final h and c."""
+    of_out, of_h, of_c = grads
+    gates = torch.empty_like(buffers.gates)
+    raw = torch.empty_like(buffers.raw)
+    return Gradients(
+        state=_begun(of_h, buffers.h0),
+        cell=_begun(of_c, buffers.c0),
+        raw=raw,
+        inner=raw if given.weight_hr is None else torch.empty_like(buffers.inner),
+        gates=gates,
+        product=torch.empty_like(gates) if given.mode == "GRU" else gates,
+        out=_contiguous(of_out),
+        states=torch.empty_like(buffers.out) if noise or given.weight_hr is not None else None,
+        cells=torch.empty_like(buffers.cells) if noise and len(buffers.cells) else None,
+    )
+
+
+def _begun(grad: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if grad is None else grad.clone(
+        memory_format=torch.contiguous_format
+    )
+
+
+def _of_weights(
+    given: Given, b: Buffers, grads: Gradients, product: Recurrent, wants: dict[str, bool]
+) -> dict[str, Tensor | None]:
+    """Return the gradients of the input, of the weights and of the noise that meets W_hh."""
+    gates, found = grads.gates.flatten(0, 1), {}
+    if given.weight_ih is None:
+        found["x"] = grads.gates
+    else:
+        if wants["x"]:
+            found["x"] = multiply(gates, given.weight_ih).view_as(given.x)
+        if wants["weight_ih"]:
+            found["weight_ih"] = multiply(gates.t(), given.x.flatten(0, 1))
+    if wants["bias_ih"] or wants["bias_hh"]:
+        found["bias_ih"] = of_bias = gates.sum(0)
+        same = grads.product is grads.gates
+        found["bias_hh"] = of_bias.clone() if same else grads.product.flatten(0, 1).sum(0)
+    names = ("weight_hh", "recurrent_factor", "recurrent_offset", "std")
+    if any(wants[name] for name in names):
+        of_noise = wants["recurrent_factor"] or wants["recurrent_offset"]
+        recurrent = product.gradients(_before(b), grads.product, of_noise)
+        found |= dict(zip(names, vars(recurrent).values(), strict=True))
+    return found
+
+
+def _before(b: Buffers) -> Tensor:
+    """Return z_{t-1} of all steps, [T, B, P]."""
+    parts = (b.states[1:], b.h0[None]) if b.reverse else (b.h0[None], b.states[:-1])
+    return torch.cat(parts)
+
+
+def _of_noise(given: Given, b: Buffers, grads: Gradients) -> dict[str, Tensor | None]:
+    """Return the gradients of W_hr and of the noise inside, from what arrived at z_t and c_t."""
+    assert grads.states is not None
+    arrived = grads.states if b.hidden_kept is None else grads.states * (1 - b.hidden_kept)
+    before = _before(b)
+    if b.mode == "LSTM":
+        inner = b.gates.chunk(4, -1)[3] * b.extra
+    elif b.mode == "GRU":
+        _, z, n = b.gates.chunk(3, -1)
+        new = perturbed(n, b.candidate_factor, b.candidate_offset)
+        inner = new + z * (before - new)
+    else:
+        inner = b.gates
+    raw, found = inner, {}
+    of_raw = arrived if b.hidden_factor is None else arrived * b.hidden_factor
+    of_inner = of_raw
+    if given.weight_hr is not None:
+        raw, of_inner = inner @ given.weight_hr.t(), of_raw @ given.weight_hr
+        found["weight_hr"] = multiply(of_raw.flatten(0, 1).t(), inner.flatten(0, 1))
+    found["hidden_factor"] = held(arrived * raw, b.hidden_factor)
+    found["hidden_offset"] = held(arrived, b.hidden_offset)
+    if b.hidden_kept is not None:
+        emitted = perturbed(raw, b.hidden_factor, b.hidden_offset)
+        found["hidden_kept"] = held(grads.states * (before - emitted), b.hidden_kept)
+    if b.mode == "LSTM" and grads.cells is not None:
+        found |= _of_cell(b, grads.cells, of_inner)
+    if b.mode == "GRU":
+        of_new = of_inner * (1 - b.gates.chunk(3, -1)[1])
+        found["candidate_factor"] = held(of_new * b.gates.chunk(3, -1)[2], b.candidate_factor)
+        found["candidate_offset"] = held(of_new, b.candidate_offset)
+    return found
+
+
+def _of_cell(b: Buffers, arrived: Tensor, of_inner: Tensor) -> dict[str, Tensor | None]:
+    """Return the gradients of the noise in an LSTM's candidate and of its zoneout of c_t."""
+    i, f, g, o = b.gates.chunk(4, -1)
+    inside = arrived if b.cell_kept is None else arrived * (1 - b.cell_kept)
+    of_new = (inside + of_inner * o * (1 - b.extra**2)) * i
+    found = {
+        "candidate_factor": held(of_new * g, b.candidate_factor),
+        "candidate_offset": held(of_new, b.candidate_offset),
+    }
+    if b.cell_kept is not None:
+        parts = (b.cells[1:], b.c0[None]) if b.reverse else (b.c0[None], b.cells[:-1])
+        before = torch.cat(parts)
+        new = f * before + i * perturbed(g, b.candidate_factor, b.candidate_offset)
+        found["cell_kept"] = held(arrived * (before - new), b.cell_kept)
+    return found
+
+
+def _recurrence_backward_shapes(*args: Any) -> list[Tensor]:
+    *given, _, _, wanted = args
+    given = Given(*given)
+    return [
+        torch.empty_like(getattr(given, name), memory_format=torch.contiguous_format)
+        if want
+        else given.x.new_empty(0)
+        for name, want in zip(DIFFERENTIABLE, wanted, strict=True)
+    ]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    given, (out, _, _, *rest) = Given(*inputs), output
+    ctx.mark_non_differentiable(*rest)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(out, *rest, *given[:-3])
+    ctx.rest = given[-3:]
+
+
+def _back(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    count, saved = len(Kept._fields), ctx.saved_tensors  # once: a checkpoint computes them anew
+    kept, given = saved[:count], (*saved[count:], *ctx.rest)
+    wanted = list(ctx.needs_input_grad[: len(DIFFERENTIABLE)])
+    found = torch.ops.noisin.recurrence_backward(*given, list(kept), list(grads[:3]), wanted)
+    some = [one if want else None for one, want in zip(found, wanted, strict=True)]
+    return (*some, *[None] * (len(given) - len(some)))
+
+
+def _refuse(ctx: Any, *grads: Any) -> Any:
+    raise RuntimeError(
+        "the fused recurrence is differentiable once; for second derivatives run the plain loop, "
+        'path="reference"; got a second differentiation'
+    )
+
+
+# One level below torch.library.custom_op, which would import the compiler at the first call.
+_LIBRARY = torch.library.Library("noisin", "DEF")
+
+
+def _register(
+    name: str, schema: str, kernel: Any, shapes: Any, backward: Any, setup_context: Any = None
+) -> None:
+    """Make an operator of a kernel, its shapes without numbers, and its way back."""
+    _LIBRARY.define(f"{name}{schema}", tags=torch.Tag.pt2_compliant_tag)
+    _LIBRARY.impl(name, kernel, "CPU")
+    name = f"noisin::{name}"
+    torch.library.register_fake(name, shapes, lib=_LIBRARY)
+    torch.library.register_autograd(name, backward, setup_context=setup_context, lib=_LIBRARY)
+
+
+_register(
+    "recurrence",
+    f"({_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _recurrence,
+    _recurrence_shapes,
+    _back,
+    _save,
+)
+_register(
+    "recurrence_backward",
+    f"({_SCHEMA}, Tensor[] kept, Tensor?[] grads, bool[] wanted) -> Tensor[]",
+    _recurrence_backward,
+    _recurrence_backward_shapes,
+    _refuse,
+)

@@ -1,0 +1,88 @@
+"""Matrix products by the fastest library at hand.
+
+torch's ``mm`` is near the limit of Intel's processors and far from that of others, where oneDNN is
+near it, above all for the few rows of one step with a weight that is packed once. Which library
+serves is a rule and no measurement, so that the same call gives the same bits on the same machine.
+oneDNN is reached by operations of torch that are not public: they are tried once, and ``mm`` serves
+where they are missing.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from noisin.fused.blas import is_intel
+
+Library = Literal["onednn", "torch"]
+
+STEPS = 16  # a weight that serves fewer steps is not worth packing
+_DENSE = ("none", [], "")  # nothing follows the product
+
+
+@cache
+def library() -> Library:
+    """Return what multiplies in float32: torch's ``mm`` on Intel's processors, else oneDNN."""
+    return "onednn" if not is_intel() and _works() else "torch"
+
+
+def _works() -> bool:
+    """Return whether oneDNN is there and multiplies as torch does."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    x, weight = torch.ones(2, 3), torch.arange(12.0).view(4, 3)
+    try:
+        found = Repeated(weight, len(x), STEPS, "onednn").forward(x)
+    except (AttributeError, RuntimeError):
+        return False
+    return torch.equal(found, x @ weight.t())
+
+
+def multiply(a: Tensor, b: Tensor) -> Tensor:
+    """Return the product of two large matrices, [N, K] and [K, M]."""
+    if a.dtype == torch.float32 and library() == "onednn":
+        return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, *_DENSE)
+    return torch.mm(a, b)
+
+
+class Repeated:
+    """The products of one weight W [O, I] with a few rows, many times over.
+
+    Args:
+        weight: W, contiguous.
+        rows: B, how many rows each time.
+        times: how often.
+        by: library, ``library()`` without it.
+    """
+
+    def __init__(self, weight: Tensor, rows: int, times: int, by: Library | None = None) -> None:
+        self.weight, self._rows = weight, rows
+        packing = weight.dtype == torch.float32 and times >= STEPS and weight.numel() > 0
+        self._by: Library = (by or library()) if packing else "torch"
+        self._packed: Tensor | None = None
+        self._packed_back: Tensor | None = None
+
+    def _pack(self, weight: Tensor) -> Tensor:
+        if self._by == "onednn":
+            return torch.ops.mkldnn._reorder_linear_weight(weight, self._rows)
+        return weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return W x for each row, [B, I] to [B, O]."""
+        if self._packed is None:
+            self._packed = self._pack(self.weight)
+        if self._by == "onednn":
+            return torch.ops.mkldnn._linear_pointwise(x, self._packed, None, *_DENSE)
+        return torch.mm(x, self.weight.t())
+
+    def backward(self, grad: Tensor, carry: Tensor) -> None:
+        """Add Wᵀ d for each row d to ``carry``, [B, O] to [B, I]."""
+        if self._by != "onednn":
+            carry.addmm_(grad, self.weight)
+            return
+        if self._packed_back is None:
+            self._packed_back = self._pack(self.weight.t().contiguous())
+        carry += torch.ops.mkldnn._linear_pointwise(grad, self._packed_back, None, *_DENSE)

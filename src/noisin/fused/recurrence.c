@@ -1,0 +1,453 @@
+/* A recurrence through time, forward and back, in float32.
+
+   Plain C, without a header of torch or of Python: noisin.fused.compiled loads it and describes the
+   buffers of a call in a Pass. The functions of one step do what a step does besides its matrix
+   products; each has a twin in torch's operations in noisin.fused.eager, which says what it
+   computes and runs where this file was not compiled. The functions of a whole walk through time
+   also take the products, by a function they are handed.
+
+   Letters: T steps, B sequences, H hidden units, P size of h (H without a projection), G gates. */
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(_WIN32)
+#define PUBLIC __declspec(dllexport)
+#define restrict __restrict
+#else
+#define PUBLIC __attribute__((visibility("default")))
+#endif
+
+/* One copy of each function for a kind of processor, chosen when the library is loaded. */
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+#if __GNUC__ >= 12
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+#else
+#define CLONES
+#endif
+
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static inline
+#endif
+
+/* A loop whose turns do not depend on each other, which compilers do not see by themselves. */
+#if defined(__clang__)
+#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define INDEPENDENT _Pragma("GCC ivdep")
+#else
+#define INDEPENDENT
+#endif
+#define EACH(index, count) INDEPENDENT for (int64_t index = 0; index < (count); index++)
+
+enum { BLOCK = 128 }; /* units at a time, so that what is between two loops stays near */
+
+typedef struct {
+    const float *at; /* NULL: no such noise */
+    int64_t stride;  /* numbers from one step to the next; 0 if held */
+} Noise;
+
+/* C = A B + beta C; the arguments of cblas_sgemm_compute. Integers are wide, so that whatever width
+   the library reads it finds the number. */
+typedef void Multiply(int64_t layout, int64_t turn_a, int64_t turn_b, int64_t rows, int64_t columns,
+                      int64_t inner, const float *a, int64_t step_a, const float *b, int64_t step_b,
+                      float beta, float *c, int64_t step_c);
+
+enum { BY_ROWS = 101, PLAIN = 111, TURNED = 112, PACKED = 151 };
+enum { ELMAN = 0, GRU = 1, LSTM = 2 };
+
+typedef struct {
+    int64_t batch, hidden, state;       /* B, H, P */
+    int64_t steps, first, direction;    /* T, the step that comes first, and 1 or -1 */
+    int64_t cell, gates_size;           /* ELMAN, GRU or LSTM; G*H */
+    int64_t nonlinearity;               /* of an Elman cell: 0 tanh, 1 relu, 2 logistic sigmoid */
+    const int64_t *lengths;             /* [B], or NULL: all sequences have T steps */
+    const float *h0, *c0;               /* [B,P] [B,H] */
+    const float *bias;                  /* [G*H] b_ih + b_hh, of a GRU b_hn apart, or NULL */
+    const float *inner_bias;            /* [H] b_hn of a GRU, or NULL */
+    float *gates;                       /* [T,B,G*H] in: W x; out: the gates' values */
+    float *cells;                       /* [T,B,H] c_t of an LSTM as the next step sees it */
+    float *extra;                       /* [T,B,H] tanh(c_t) of an LSTM, W_hn h + b_hn of a GRU */
+    float *states;                      /* [T,B,P] z_t as the next step sees it */
+    float *out;                         /* [T,B,P] z_t, 0 behind the end; may be `states` */
+    float *inner;                       /* [B,H] h_t before a projection */
+    float *raw;                         /* [B,P] h_t before noise; may be `inner` */
+    Noise hidden_factor, hidden_offset; /* [T,B,P] */
+    Noise candidate_factor, candidate_offset; /* [T,B,H] */
+    Noise hidden_kept, cell_kept;       /* zoneout: 1 where the old value stays */
+    const float *grad_out;              /* [T,B,P] or NULL */
+    float *grad_state;                  /* [B,P] in and out: gradient of z_t, then of z_{t-1} */
+    float *grad_cell;                   /* [B,H] likewise of c_t */
+    float *grad_raw, *grad_inner;       /* [B,P] [B,H] */
+    float *grad_gates;                  /* [T,B,G*H] gradient of W_ih x + b_ih */
+    float *grad_product;                /* [T,B,G*H] of W_hh h + b_hh; may be `grad_gates` */
+    float *grad_states, *grad_cells;    /* [T,B,P] [T,B,H] what arrived at z_t and c_t, or NULL */
+    /* of a walk alone */
+    Multiply *multiply;
+    const float *weight, *weight_back;  /* W_hh packed for W_hh z, and for the way back */
+    const float *projection;            /* [P,H] or NULL */
+    Noise recurrent_factor, recurrent_offset; /* [T,B,P] */
+    float *product;                     /* [B,G*H] */
+    float *seen;                        /* [B,P] z_{t-1} under the noise of `recurrent` */
+} Pass;
+
+/* What the caller must agree on. */
+PUBLIC int64_t pass_size(void) { return sizeof(Pass); }
+
+/* For x <= 0, to about an ulp: x = n ln 2 + r, e^x = 2^n (1 + p(r)). */
+INLINE void exponential(float x, float *power, float *p) {
+    union { float real; uint32_t bits; } shifted, scale;
+    x = x < -87.0f ? -87.0f : x;
+    shifted.real = x * 1.44269504f + 12582912.0f; /* rounds to a whole number in the low bits */
+    const float n = shifted.real - 12582912.0f;
+    const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float sum = 1.9841270e-4f;
+    sum = sum * r + 1.3888889e-3f;
+    sum = sum * r + 8.3333333e-3f;
+    sum = sum * r + 4.1666667e-2f;
+    sum = sum * r + 1.6666667e-1f;
+    sum = sum * r + 0.5f;
+    scale.bits = (shifted.bits << 23) + 0x3f800000u;
+    *power = scale.real;
+    *p = sum * r * r + r;
+}
+
+INLINE float magnitude(float x) { return x < 0.0f ? -x : x; }
+
+INLINE float logistic(float x) {
+    float power, p;
+    exponential(-magnitude(x), &power, &p);
+    const float e = power + power * p;
+    return (x < 0.0f ? e : 1.0f) / (1.0f + e);
+}
+
+INLINE float hyperbolic(float x) {
+    float power, p;
+    exponential(-2.0f * magnitude(x), &power, &p);
+    const float m = power * p + (power - 1.0f); /* e^-2|x| - 1 */
+    return (x < 0.0f ? m : -m) / (2.0f + m);
+}
+
+INLINE const float *now(Noise noise, int64_t t, int64_t row, int64_t width) {
+    return noise.at ? noise.at + t * noise.stride + row * width : NULL;
+}
+
+/* What the step before t left behind. */
+INLINE const float *before(const Pass *p, const float *all, const float *initial, int64_t t,
+                           int64_t width) {
+    return t == p->first ? initial : all + (t - p->direction) * p->batch * width;
+}
+
+INLINE int ended(const Pass *p, int64_t t, int64_t row) {
+    return p->lengths && t >= p->lengths[row];
+}
+
+INLINE void perturb(float *x, const float *factor, const float *offset, int64_t size) {
+    if (factor) EACH(j, size) x[j] *= factor[j];
+    if (offset) EACH(j, size) x[j] += offset[j];
+}
+
+PUBLIC CLONES void lstm_forward(const Pass *p, int64_t t, const float *product) {
+    const int64_t H = p->hidden, B = p->batch;
+    const float *cells_before = before(p, p->cells, p->c0, t, H);
+    for (int64_t b = 0; b < B; b++) {
+        const int64_t row = t * B + b;
+        if (ended(p, t, b)) {
+            memcpy(p->cells + row * H, cells_before + b * H, H * sizeof(float));
+            memset(p->extra + row * H, 0, H * sizeof(float));
+            memset(p->inner + b * H, 0, H * sizeof(float));
+            continue;
+        }
+        const float *factor = now(p->candidate_factor, t, b, H);
+        const float *offset = now(p->candidate_offset, t, b, H);
+        const float *kept = now(p->cell_kept, t, b, H);
+        for (int64_t start = 0; start < H; start += BLOCK) {
+            const int64_t n = H - start < BLOCK ? H - start : BLOCK;
+            float *i = p->gates + row * 4 * H + start, *restrict f = i + H;
+            float *g = f + H, *restrict o = g + H;
+            const float *ui = product + b * 4 * H + start, *restrict uf = ui + H;
+            const float *ug = uf + H, *restrict uo = ug + H;
+            const float *old = cells_before + b * H + start;
+            float *c = p->cells + row * H + start;
+            float *squashed = p->extra + row * H + start;
+            float *h = p->inner + b * H + start;
+            float new[BLOCK];
+            for (int k = 0; k < 4; k++) {
+                perturb(i + k * H, NULL, p->bias ? p->bias + k * H + start : NULL, n);
+            }
+            EACH(j, n) {
+                i[j] = logistic(i[j] + ui[j]);
+                f[j] = logistic(f[j] + uf[j]);
+                o[j] = logistic(o[j] + uo[j]);
+                g[j] = new[j] = hyperbolic(g[j] + ug[j]);
+            }
+            perturb(new, factor ? factor + start : NULL, offset ? offset + start : NULL, n);
+            EACH(j, n) {
+                const float cell = f[j] * old[j] + i[j] * new[j];
+                const float bounded = hyperbolic(cell);
+                c[j] = cell;
+                squashed[j] = bounded;
+                h[j] = o[j] * bounded;
+            }
+            if (kept) EACH(j, n) c[j] += kept[start + j] * (old[j] - c[j]);
+        }
+    }
+}
+
+PUBLIC CLONES void lstm_backward(const Pass *p, int64_t t) {
+    const int64_t H = p->hidden, B = p->batch;
+    const float *cells_before = before(p, p->cells, p->c0, t, H);
+    for (int64_t b = 0; b < B; b++) {
+        const int64_t row = t * B + b;
+        float *dc = p->grad_cell + b * H;
+        if (ended(p, t, b)) {
+            memset(p->grad_gates + row * 4 * H, 0, 4 * H * sizeof(float));
+            if (p->grad_cells) memset(p->grad_cells + row * H, 0, H * sizeof(float));
+            continue;
+        }
+        if (p->grad_cells) memcpy(p->grad_cells + row * H, dc, H * sizeof(float));
+        const float *factor = now(p->candidate_factor, t, b, H);
+        const float *offset = now(p->candidate_offset, t, b, H);
+        const float *kept = now(p->cell_kept, t, b, H);
+        for (int64_t start = 0; start < H; start += BLOCK) {
+            const int64_t n = H - start < BLOCK ? H - start : BLOCK;
+            const float *i = p->gates + row * 4 * H + start, *restrict f = i + H;
+            const float *g = f + H, *restrict o = g + H;
+            float *di = p->grad_gates + row * 4 * H + start, *restrict df = di + H;
+            float *dg = df + H, *restrict d_o = dg + H;
+            const float *old = cells_before + b * H + start;
+            const float *squashed = p->extra + row * H + start;
+            const float *dh = p->grad_inner + b * H + start;
+            float *carry = dc + start;
+            float new[BLOCK], skipped[BLOCK], slope[BLOCK];
+            EACH(j, n) new[j] = g[j], skipped[j] = 0.0f, slope[j] = 1.0f;
+            perturb(new, factor ? factor + start : NULL, offset ? offset + start : NULL, n);
+            if (factor) EACH(j, n) slope[j] = factor[start + j];
+            if (kept) EACH(j, n) {
+                skipped[j] = kept[start + j] * carry[j];
+                carry[j] -= skipped[j];
+            }
+            EACH(j, n) {
+                const float bounded = squashed[j];
+                const float cell = carry[j] + dh[j] * o[j] * (1.0f - bounded * bounded);
+                d_o[j] = dh[j] * bounded * o[j] * (1.0f - o[j]);
+                di[j] = cell * new[j] * i[j] * (1.0f - i[j]);
+                df[j] = cell * old[j] * f[j] * (1.0f - f[j]);
+                dg[j] = cell * i[j] * slope[j] * (1.0f - g[j] * g[j]);
+                carry[j] = cell * f[j] + skipped[j];
+            }
+        }
+    }
+}
+
+PUBLIC CLONES void gru_forward(const Pass *p, int64_t t, const float *product) {
+    const int64_t H = p->hidden, B = p->batch;
+    const float *states_before = before(p, p->states, p->h0, t, H);
+    for (int64_t b = 0; b < B; b++) {
+        const int64_t row = t * B + b;
+        if (ended(p, t, b)) continue;
+        const float *factor = now(p->candidate_factor, t, b, H);
+        const float *offset = now(p->candidate_offset, t, b, H);
+        for (int64_t start = 0; start < H; start += BLOCK) {
+            const int64_t size = H - start < BLOCK ? H - start : BLOCK;
+            float *r = p->gates + row * 3 * H + start, *restrict z = r + H;
+            float *n = z + H, *restrict v = p->extra + row * H + start;
+            const float *ur = product + b * 3 * H + start, *restrict uz = ur + H;
+            const float *un = uz + H, *restrict old = states_before + b * H + start;
+            float *h = p->inner + b * H + start;
+            float new[BLOCK];
+            EACH(j, size) v[j] = un[j];
+            perturb(v, NULL, p->inner_bias ? p->inner_bias + start : NULL, size);
+            for (int k = 0; k < 3; k++) {
+                perturb(r + k * H, NULL, p->bias ? p->bias + k * H + start : NULL, size);
+            }
+            EACH(j, size) {
+                r[j] = logistic(r[j] + ur[j]);
+                z[j] = logistic(z[j] + uz[j]);
+            }
+            EACH(j, size) {
+                n[j] = hyperbolic(n[j] + r[j] * v[j]);
+                new[j] = n[j];
+            }
+            perturb(new, factor ? factor + start : NULL, offset ? offset + start : NULL, size);
+            EACH(j, size) h[j] = new[j] + z[j] * (old[j] - new[j]);
+        }
+    }
+}
+
+PUBLIC CLONES void gru_backward(const Pass *p, int64_t t) {
+    const int64_t H = p->hidden, B = p->batch;
+    const float *states_before = before(p, p->states, p->h0, t, H);
+    for (int64_t b = 0; b < B; b++) {
+        const int64_t row = t * B + b;
+        if (ended(p, t, b)) {
+            memset(p->grad_gates + row * 3 * H, 0, 3 * H * sizeof(float));
+            memset(p->grad_product + row * 3 * H, 0, 3 * H * sizeof(float));
+            continue;
+        }
+        const float *factor = now(p->candidate_factor, t, b, H);
+        const float *offset = now(p->candidate_offset, t, b, H);
+        for (int64_t start = 0; start < H; start += BLOCK) {
+            const int64_t size = H - start < BLOCK ? H - start : BLOCK;
+            const float *r = p->gates + row * 3 * H + start, *restrict z = r + H;
+            const float *n = z + H, *restrict v = p->extra + row * H + start;
+            const float *old = states_before + b * H + start;
+            const float *dh = p->grad_inner + b * H + start;
+            float *dr = p->grad_gates + row * 3 * H + start, *restrict dz = dr + H;
+            float *dn = dz + H;
+            float *ur = p->grad_product + row * 3 * H + start, *restrict uz = ur + H;
+            float *un = uz + H, *restrict carry = p->grad_state + b * H + start;
+            float new[BLOCK], slope[BLOCK];
+            EACH(j, size) new[j] = n[j], slope[j] = 1.0f;
+            perturb(new, factor ? factor + start : NULL, offset ? offset + start : NULL, size);
+            if (factor) EACH(j, size) slope[j] = factor[start + j];
+            EACH(j, size) {
+                const float inner = dh[j] * (1.0f - z[j]) * slope[j] * (1.0f - n[j] * n[j]);
+                dn[j] = inner;
+                un[j] = inner * r[j];
+                dr[j] = ur[j] = inner * v[j] * r[j] * (1.0f - r[j]);
+                dz[j] = uz[j] = dh[j] * (old[j] - new[j]) * z[j] * (1.0f - z[j]);
+                carry[j] += dh[j] * z[j];
+            }
+        }
+    }
+}
+
+PUBLIC CLONES void rnn_forward(const Pass *p, int64_t t, const float *product) {
+    const int64_t size = p->batch * p->hidden;
+    float *a = p->gates + t * size, *restrict h = p->inner;
+    const float *u = product;
+    for (int64_t b = 0; p->bias && b < p->batch; b++) {
+        perturb(a + b * p->hidden, NULL, p->bias, p->hidden);
+    }
+    if (p->nonlinearity == 0) EACH(j, size) {
+        a[j] = hyperbolic(a[j] + u[j]);
+    }
+    if (p->nonlinearity == 1) EACH(j, size) {
+        const float x = a[j] + u[j];
+        a[j] = x < 0.0f ? 0.0f : x; /* NaN stays */
+    }
+    if (p->nonlinearity == 2) EACH(j, size) {
+        a[j] = logistic(a[j] + u[j]);
+    }
+    memcpy(h, a, size * sizeof(float));
+}
+
+PUBLIC CLONES void rnn_backward(const Pass *p, int64_t t) {
+    const int64_t size = p->batch * p->hidden;
+    const float *h = p->gates + t * size, *restrict dh = p->grad_inner;
+    float *da = p->grad_gates + t * size;
+    if (p->nonlinearity == 0) EACH(j, size) da[j] = dh[j] * (1 - h[j] * h[j]);
+    if (p->nonlinearity == 1) EACH(j, size) da[j] = h[j] > 0 ? dh[j] : 0.0f;
+    if (p->nonlinearity == 2) EACH(j, size) da[j] = dh[j] * h[j] * (1 - h[j]);
+}
+
+/* z_t: h_t under the noise of `hidden` and zoneout; behind the end the state stays. */
+PUBLIC CLONES void emit(const Pass *p, int64_t t) {
+    const int64_t P = p->state, B = p->batch;
+    const float *states_before = before(p, p->states, p->h0, t, P);
+    for (int64_t b = 0; b < B; b++) {
+        const int64_t row = t * B + b;
+        const float *old = states_before + b * P;
+        float *z = p->states + row * P;
+        if (ended(p, t, b)) {
+            memcpy(z, old, P * sizeof(float));
+            memset(p->out + row * P, 0, P * sizeof(float));
+            continue;
+        }
+        const float *kept = now(p->hidden_kept, t, b, P);
+        memcpy(z, p->raw + b * P, P * sizeof(float));
+        perturb(z, now(p->hidden_factor, t, b, P), now(p->hidden_offset, t, b, P), P);
+        if (kept) EACH(j, P) z[j] += kept[j] * (old[j] - z[j]);
+        if (p->out != p->states) memcpy(p->out + row * P, z, P * sizeof(float));
+    }
+}
+
+/* The gradient of h_t before noise, from what arrives at z_t; grad_state keeps what skips h_t. */
+PUBLIC CLONES void absorb(const Pass *p, int64_t t) {
+    const int64_t P = p->state, B = p->batch;
+    for (int64_t b = 0; b < B; b++) {
+        const int64_t row = t * B + b;
+        float *dh = p->grad_raw + b * P, *restrict carry = p->grad_state + b * P;
+        if (ended(p, t, b)) {
+            memset(dh, 0, P * sizeof(float));
+            if (p->grad_states) memset(p->grad_states + row * P, 0, P * sizeof(float));
+            continue;
+        }
+        const float *kept = now(p->hidden_kept, t, b, P);
+        memcpy(dh, carry, P * sizeof(float));
+        perturb(dh, NULL, p->grad_out ? p->grad_out + row * P : NULL, P);
+        if (p->grad_states) memcpy(p->grad_states + row * P, dh, P * sizeof(float));
+        memset(carry, 0, P * sizeof(float));
+        if (kept) EACH(j, P) {
+            carry[j] = kept[j] * dh[j];
+            dh[j] -= carry[j];
+        }
+        perturb(dh, now(p->hidden_factor, t, b, P), NULL, P);
+    }
+}
+
+/* seen = z_{t-1} under the noise of `recurrent`; back, grad_state += what comes back through it. */
+CLONES static void see(const Pass *p, int64_t t, const float *z) {
+    for (int64_t b = 0; b < p->batch; b++) {
+        float *seen = p->seen + b * p->state;
+        memcpy(seen, z + b * p->state, p->state * sizeof(float));
+        perturb(seen, now(p->recurrent_factor, t, b, p->state),
+                now(p->recurrent_offset, t, b, p->state), p->state);
+    }
+}
+
+CLONES static void send_back(const Pass *p, int64_t t) {
+    for (int64_t b = 0; b < p->batch; b++) {
+        const float *sent = p->seen + b * p->state;
+        const float *factor = now(p->recurrent_factor, t, b, p->state);
+        float *carry = p->grad_state + b * p->state;
+        EACH(j, p->state) carry[j] += sent[j] * factor[j];
+    }
+}
+
+/* The functions of a step at every step, with the products between them. */
+PUBLIC void walk_forward(const Pass *p) {
+    const int64_t B = p->batch, H = p->hidden, P = p->state, GH = p->gates_size;
+    for (int64_t s = 0; s < p->steps; s++) {
+        const int64_t t = p->first + s * p->direction;
+        const float *z = before(p, p->states, p->h0, t, P);
+        if (p->recurrent_factor.at || p->recurrent_offset.at) {
+            see(p, t, z);
+            z = p->seen;
+        }
+        p->multiply(BY_ROWS, PLAIN, PACKED, B, GH, P, z, P, p->weight, P, 0.0f, p->product, GH);
+        if (p->cell == LSTM) lstm_forward(p, t, p->product);
+        if (p->cell == GRU) gru_forward(p, t, p->product);
+        if (p->cell == ELMAN) rnn_forward(p, t, p->product);
+        if (p->projection) {
+            p->multiply(BY_ROWS, PLAIN, TURNED, B, P, H, p->inner, H, p->projection, H, 0.0f,
+                        p->raw, P);
+        }
+        emit(p, t);
+    }
+}
+
+PUBLIC void walk_backward(const Pass *p) {
+    const int64_t B = p->batch, H = p->hidden, P = p->state, GH = p->gates_size;
+    for (int64_t s = p->steps - 1; s >= 0; s--) {
+        const int64_t t = p->first + s * p->direction;
+        absorb(p, t);
+        if (p->projection) {
+            p->multiply(BY_ROWS, PLAIN, PLAIN, B, H, P, p->grad_raw, P, p->projection, H, 0.0f,
+                        p->grad_inner, H);
+        }
+        if (p->cell == LSTM) lstm_backward(p, t);
+        if (p->cell == GRU) gru_backward(p, t);
+        if (p->cell == ELMAN) rnn_backward(p, t);
+        const int noisy = p->recurrent_factor.at != NULL;
+        p->multiply(BY_ROWS, PLAIN, PACKED, B, P, GH, p->grad_product + t * B * GH, GH,
+                    p->weight_back, P, noisy ? 0.0f : 1.0f, noisy ? p->seen : p->grad_state, P);
+        if (noisy) send_back(p, t);
+    }
+}
