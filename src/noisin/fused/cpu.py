@@ -284,7 +284,9 @@ def _forward(given: Given, buffers: Buffers, product: Recurrent) -> None:
     """Walk through time, from the first step to the last."""
     dtype, hr = buffers.gates.dtype, given.weight_hr
     if isinstance(product, Tied) and compiled.walks(dtype):
-        compiled.Walk(buffers, None, *(product.weight, hr, product.factor, product.offset)).forward()
+        compiled.Walk(
+            buffers, None, *(product.weight, hr, product.factor, product.offset)
+        ).forward()
         return
     steps = (Compiled if compiled.serves(dtype) else Eager)(buffers)
     h, states = buffers.h0, buffers.states.unbind(0)
@@ -300,7 +302,9 @@ def _backward(given: Given, buffers: Buffers, grads: Gradients, product: Recurre
     """Walk back through time, from the last step to the first."""
     dtype, hr = buffers.gates.dtype, given.weight_hr
     if isinstance(product, Tied) and compiled.walks(dtype):
-        compiled.Walk(buffers, grads, *(product.weight, hr, product.factor, product.offset)).backward()
+        compiled.Walk(
+            buffers, grads, *(product.weight, hr, product.factor, product.offset)
+        ).backward()
         return
     steps = (Compiled if compiled.serves(dtype) else Eager)(buffers, grads)
     of_products = grads.product.unbind(0)
@@ -372,8 +376,10 @@ def _gradients(
 
 
 def _begun(grad: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if grad is None else grad.clone(
-        memory_format=torch.contiguous_format
+    return (
+        torch.zeros_like(like)
+        if grad is None
+        else grad.clone(memory_format=torch.contiguous_format)
     )
 
 

@@ -1,4 +1,4 @@
-"""The pointwise part of a step in torch's operations: what ``pointwise.c`` computes, in any dtype."""
+"""A step besides its matrix products in torch's operations: what ``recurrence.c`` computes."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Eager:
         b.states[t] = z if kept is None else torch.lerp(z, old, kept)
         self._keep(b.states[t], old, t)
         if b.out is not b.states:
-            b.out[t] = b.states[t] if self._valid is None else torch.where(
-                self._valid[t], b.states[t], 0
+            b.out[t] = (
+                b.states[t] if self._valid is None else torch.where(self._valid[t], b.states[t], 0)
             )
 
     def absorb(self, t: int) -> None:
