@@ -402,9 +402,22 @@ def _of_weights(
     names = ("weight_hh", "recurrent_factor", "recurrent_offset", "std")
     if any(wants[name] for name in names):
         of_noise = wants["recurrent_factor"] or wants["recurrent_offset"]
-        recurrent = product.gradients(_before(b), grads.product, of_noise)
-        found |= dict(zip(names, vars(recurrent).values(), strict=True))
+        plain = isinstance(product, Tied) and product.factor is None and product.offset is None
+        if plain and len(gates) > given.weight_hh.shape[0]:
+            found["weight_hh"] = _of_plain_product(b, grads.product)
+        else:
+            recurrent = product.gradients(_before(b), grads.product, of_noise)
+            found |= dict(zip(names, vars(recurrent).values(), strict=True))
     return found
+
+
+def _of_plain_product(b: Buffers, grad: Tensor) -> Tensor:
+    """Return the gradient of W_hh without a copy of the states, which are more than W_hh is."""
+    first, rest, states = grad[0], grad[1:], b.states[:-1]
+    if b.reverse:
+        first, rest, states = grad[-1], grad[:-1], b.states[1:]
+    found = multiply(rest.flatten(0, 1).t(), states.flatten(0, 1))
+    return found.addmm_(first.t(), b.h0)
 
 
 def _before(b: Buffers) -> Tensor:
