@@ -12,7 +12,7 @@ import argparse
 import torch
 
 from noisin import laws
-from side_by_side import table, times
+from noisin.lab.bench import table, times
 
 SIZE = (35, 20, 650)  # steps, sequences, units of a medium language model
 
