@@ -9,15 +9,17 @@ need no order, with the input and for the weights' gradients, are taken for all 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from noisin.fused import compiled
-from noisin.fused.buffers import Buffers, Gradients, held, perturbed
+from noisin.fused.buffers import Buffers, Gradients
 from noisin.fused.compiled import Compiled
 from noisin.fused.eager import Eager
+from noisin.fused.given import DIFFERENTIABLE, NOISE, Given, Kept
+from noisin.fused.gradients import of_noise, of_weights
 from noisin.fused.products import multiply
 from noisin.fused.recurrent import Drawn, Recurrent, Tied, Untied
 from noisin.noise import Noise
@@ -49,72 +51,6 @@ def refusal(
         if any(one.gates == "untied" for one in terms):
             return "only the plain loop draws weight_hh under noise of each gate's own"
     return ""
-
-
-class Given(NamedTuple):
-    """What the operator is given; T steps, B sequences, H units, P size of h, G gates.
-
-    Args:
-        x: [T, B, I], or without ``weight_ih`` W_ih x + b_ih, [T, B, G·H].
-        weight_ih: [G·H, I] or None.
-        weight_hh: [G·H, P].
-        bias_ih: [G·H] or None.
-        bias_hh: [G·H] or None.
-        weight_hr: [P, H] or None.
-        h0: [B, P].
-        c0: [B, H] of an LSTM, or None.
-        hidden_factor: [T, B, P], or [1, B, P] if held; so at each site.
-        hidden_offset: as the factor.
-        recurrent_factor: as above; with a draw a gate G·P instead of P.
-        recurrent_offset: as the factor.
-        candidate_factor: [T, B, H].
-        candidate_offset: as the factor.
-        hidden_kept: zoneout's mask [T, B, P].
-        cell_kept: [T, B, H].
-        std: the learned spread of noise drawn in W_hh.
-        lengths: [B] or None.
-        seeds: one a step, for noise drawn in W_hh.
-        term: that noise as text, or "".
-        mode: key of ``noisin.reference.STEPS``.
-        reverse: whether the last step comes first.
-    """
-
-    x: Tensor
-    weight_ih: Tensor | None
-    weight_hh: Tensor
-    bias_ih: Tensor | None
-    bias_hh: Tensor | None
-    weight_hr: Tensor | None
-    h0: Tensor
-    c0: Tensor | None
-    hidden_factor: Tensor | None
-    hidden_offset: Tensor | None
-    recurrent_factor: Tensor | None
-    recurrent_offset: Tensor | None
-    candidate_factor: Tensor | None
-    candidate_offset: Tensor | None
-    hidden_kept: Tensor | None
-    cell_kept: Tensor | None
-    std: Tensor | None
-    lengths: Tensor | None
-    seeds: Tensor | None
-    term: str
-    mode: str
-    reverse: bool
-
-
-DIFFERENTIABLE = Given._fields[: Given._fields.index("lengths")]
-NOISE = tuple(name for name in DIFFERENTIABLE if name.endswith(("factor", "offset", "kept")))
-
-
-class Kept(NamedTuple):
-    """What the way back needs of the way forward; see ``Buffers``."""
-
-    out: Tensor
-    gates: Tensor
-    cells: Tensor
-    extra: Tensor
-    states: Tensor
 
 
 _OPTIONAL = {"x", "weight_hh", "h0"}
@@ -344,10 +280,10 @@ def _recurrence_backward(*args: Any) -> list[Tensor]:
     buffers, product = _buffers(given, kept), _product(given)
     gradients = _gradients(given, buffers, grads, any(wants[name] for name in NOISE))
     _backward(given, buffers, gradients, product)
-    found = _of_weights(given, buffers, gradients, product, wants)
+    found = of_weights(given, buffers, gradients, product, wants)
     found |= {"h0": gradients.state, "c0": gradients.cell}
     if gradients.states is not None:
-        found |= _of_noise(given, buffers, gradients)
+        found |= of_noise(given, buffers, gradients)
     none = given.x.new_empty(0)
     return [
         tensor if wants[name] and (tensor := found.get(name)) is not None else none.clone()
@@ -381,99 +317,6 @@ def _begun(grad: Tensor | None, like: Tensor) -> Tensor:
         if grad is None
         else grad.clone(memory_format=torch.contiguous_format)
     )
-
-
-def _of_weights(
-    given: Given, b: Buffers, grads: Gradients, product: Recurrent, wants: dict[str, bool]
-) -> dict[str, Tensor | None]:
-    """Return the gradients of the input, of the weights and of the noise that meets W_hh."""
-    gates, found = grads.gates.flatten(0, 1), {}
-    if given.weight_ih is None:
-        found["x"] = grads.gates
-    else:
-        if wants["x"]:
-            found["x"] = multiply(gates, given.weight_ih).view_as(given.x)
-        if wants["weight_ih"]:
-            found["weight_ih"] = multiply(gates.t(), given.x.flatten(0, 1))
-    if wants["bias_ih"] or wants["bias_hh"]:
-        found["bias_ih"] = of_bias = gates.sum(0)
-        same = grads.product is grads.gates
-        found["bias_hh"] = of_bias.clone() if same else grads.product.flatten(0, 1).sum(0)
-    names = ("weight_hh", "recurrent_factor", "recurrent_offset", "std")
-    if any(wants[name] for name in names):
-        of_noise = wants["recurrent_factor"] or wants["recurrent_offset"]
-        plain = isinstance(product, Tied) and product.factor is None and product.offset is None
-        if plain and len(gates) > given.weight_hh.shape[0]:
-            found["weight_hh"] = _of_plain_product(b, grads.product)
-        else:
-            recurrent = product.gradients(_before(b), grads.product, of_noise)
-            found |= dict(zip(names, vars(recurrent).values(), strict=True))
-    return found
-
-
-def _of_plain_product(b: Buffers, grad: Tensor) -> Tensor:
-    """Return the gradient of W_hh without a copy of the states, which are more than W_hh is."""
-    first, rest, states = grad[0], grad[1:], b.states[:-1]
-    if b.reverse:
-        first, rest, states = grad[-1], grad[:-1], b.states[1:]
-    found = multiply(rest.flatten(0, 1).t(), states.flatten(0, 1))
-    return found.addmm_(first.t(), b.h0)
-
-
-def _before(b: Buffers) -> Tensor:
-    """Return z_{t-1} of all steps, [T, B, P]."""
-    parts = (b.states[1:], b.h0[None]) if b.reverse else (b.h0[None], b.states[:-1])
-    return torch.cat(parts)
-
-
-def _of_noise(given: Given, b: Buffers, grads: Gradients) -> dict[str, Tensor | None]:
-    """Return the gradients of W_hr and of the noise inside, from what arrived at z_t and c_t."""
-    assert grads.states is not None
-    arrived = grads.states if b.hidden_kept is None else grads.states * (1 - b.hidden_kept)
-    before = _before(b)
-    if b.mode == "LSTM":
-        inner = b.gates.chunk(4, -1)[3] * b.extra
-    elif b.mode == "GRU":
-        _, z, n = b.gates.chunk(3, -1)
-        new = perturbed(n, b.candidate_factor, b.candidate_offset)
-        inner = new + z * (before - new)
-    else:
-        inner = b.gates
-    raw, found = inner, {}
-    of_raw = arrived if b.hidden_factor is None else arrived * b.hidden_factor
-    of_inner = of_raw
-    if given.weight_hr is not None:
-        raw, of_inner = inner @ given.weight_hr.t(), of_raw @ given.weight_hr
-        found["weight_hr"] = multiply(of_raw.flatten(0, 1).t(), inner.flatten(0, 1))
-    found["hidden_factor"] = held(arrived * raw, b.hidden_factor)
-    found["hidden_offset"] = held(arrived, b.hidden_offset)
-    if b.hidden_kept is not None:
-        emitted = perturbed(raw, b.hidden_factor, b.hidden_offset)
-        found["hidden_kept"] = held(grads.states * (before - emitted), b.hidden_kept)
-    if b.mode == "LSTM" and grads.cells is not None:
-        found |= _of_cell(b, grads.cells, of_inner)
-    if b.mode == "GRU":
-        of_new = of_inner * (1 - b.gates.chunk(3, -1)[1])
-        found["candidate_factor"] = held(of_new * b.gates.chunk(3, -1)[2], b.candidate_factor)
-        found["candidate_offset"] = held(of_new, b.candidate_offset)
-    return found
-
-
-def _of_cell(b: Buffers, arrived: Tensor, of_inner: Tensor) -> dict[str, Tensor | None]:
-    """Return the gradients of the noise in an LSTM's candidate and of its zoneout of c_t."""
-    i, f, g, o = b.gates.chunk(4, -1)
-    inside = arrived if b.cell_kept is None else arrived * (1 - b.cell_kept)
-    of_new = (inside + of_inner * o * (1 - b.extra**2)) * i
-    found = {
-        "candidate_factor": held(of_new * g, b.candidate_factor),
-        "candidate_offset": held(of_new, b.candidate_offset),
-    }
-    if b.cell_kept is not None:
-        parts = (b.cells[1:], b.c0[None]) if b.reverse else (b.c0[None], b.cells[:-1])
-        before = torch.cat(parts)
-        new = f * before + i * perturbed(g, b.candidate_factor, b.candidate_offset)
-        found["cell_kept"] = held(arrived * (before - new), b.cell_kept)
-    return found
 
 
 def _recurrence_backward_shapes(*args: Any) -> list[Tensor]:
