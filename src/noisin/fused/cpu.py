@@ -53,9 +53,9 @@ def refusal(
     return ""
 
 
-_OPTIONAL = {"x", "weight_hh", "h0"}
+_REQUIRED = {"x", "weight_hh", "h0"}
 _SCHEMA = ", ".join(
-    [f"Tensor{'' if name in _OPTIONAL else '?'} {name}" for name in Given._fields[:-3]]
+    [f"Tensor{'' if name in _REQUIRED else '?'} {name}" for name in Given._fields[:-3]]
     + ["str term", "str mode", "bool reverse"]
 )
 
