@@ -23,8 +23,8 @@ from noisin.lab.bench import (
     Work,
     limit,
     loop,
+    memory,
     passes,
-    peak,
     table,
     times,
 )
@@ -111,9 +111,7 @@ def main() -> None:
         print(f"{work}: {speed:.0f} GFLOP/s with {NOISE}")
         print(table(found, PLAIN))
         for steps in (work.time, 10 * work.time) if work.size == 650 else (work.time,):
-            pair = [peak(work._replace(time=steps), name) for name in (PLAIN, NOISY)]
-            if None not in pair:
-                print(f"  peak memory, T {steps}: {pair[0]:.0f} and {pair[1]:.0f} MiB")
+            print(*memory(work._replace(time=steps)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -65,3 +65,28 @@ def test_a_table_shows_ratios():
         ["a", "2.00", "ms", "1.00"],
         ["bb", "3.00", "ms", "1.50"],
     ]
+
+
+def test_lines_name_the_parts_that_were_asked_for(monkeypatch):
+    monkeypatch.setattr(bench, "WORKS", (WORK, WORK._replace(kind="GRU")))
+    monkeypatch.setattr(bench, "limit", lambda: 1.0)
+    monkeypatch.setattr(bench, "FACTOR", (2, 2, 2))
+    text = "\n".join(bench.lines(["GRU"], 1))
+    assert "GRU, B 2, T 3, H 5" in text
+    assert "LSTM" not in text
+    assert bench.PLAIN in text
+    assert bench.NOISY in text
+
+
+def test_every_law_is_drawn():
+    drawn = bench.drawing((2, 3))
+    assert len(drawn) == len(noisin.laws.LAWS)
+    assert all(draw().shape == (2, 3) for draw in drawn.values())
+
+
+def test_threads_are_as_before_afterwards():
+    before = torch.get_num_threads()
+    with pytest.raises(KeyError), bench.running(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise KeyError
+    assert torch.get_num_threads() == before

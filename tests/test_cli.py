@@ -160,6 +160,8 @@ BAD = [
     (["run", *sets("task=words", "data=TEXT", "batch_size=999")], "batch_size must be at most"),
     (["evaluate", "EMPTY", "--seed", "99999999999999999999999"], "Invalid value for .--seed"),
     (["data", "fetch", "ptd"], "a corpus is one of .*got 'ptd'"),
+    (["bench", "--only", "TCN"], "--only must be one of LSTM, GRU, RNN, step, laws; got TCN"),
+    (["bench", "--rounds", "0"], "Invalid value for .--rounds"),
     (["data", "verify", "nothing"], "data must be one of|a corpus is one of"),
 ]
 
@@ -301,3 +303,9 @@ def test_a_folder_of_a_corpus_name_does_not_hide_the_corpus(call, tmp_path):
     result = call("explain", "ptb", "--only", "plain")
     assert result.exit_code == 0, result.output
     assert "10000 outputs" in result.output
+
+
+def test_bench_says_what_a_law_costs(call):
+    result = call("bench", "--only", "laws", "--rounds", "1", "--threads", "1")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"Bernoulli\(keep=0.5\) +\d+\.\d+ ms", result.output)

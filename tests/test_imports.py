@@ -43,7 +43,7 @@ EXACT = {
     "at": {"noise"},
     "propagation": {"noise", "shapes"},
     "reference": {"product", "shapes"},
-    "likelihood": {"dense", "shapes"},
+    "likelihood": {"dense", "fused", "shapes"},
 }
 CORE = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "__init__")
 

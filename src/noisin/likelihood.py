@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from noisin.dense import Linear
+from noisin.fused.categorical import log_probability
 from noisin.shapes import Float, Int
 
 
@@ -63,7 +64,7 @@ class CategoricalHead(Head):
         self, parameters: Float[Tensor, "*size V"], x: Int[Tensor, "*size"]
     ) -> Float[Tensor, "*size"]:
         """Return log softmax at x."""
-        return parameters.log_softmax(-1).gather(-1, x.unsqueeze(-1)).squeeze(-1)
+        return log_probability(parameters, x)
 
     def sample(
         self, parameters: Float[Tensor, "*size V"], generator: torch.Generator | None = None

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from noisin.fused.threads import torch_library
+
 _BY_ROWS, _PLAIN, _TURNED, _PACKED, _SECOND = 101, 111, 112, 151, 162
 _INT, _FLOATS = ctypes.c_int64, ctypes.c_void_p
 
@@ -30,14 +32,13 @@ def is_intel() -> bool:
 @cache
 def _library() -> Any:
     """Return torch's library with the signatures of MKL's packed product, or None."""
-    path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-    if not torch.backends.mkl.is_available() or not is_intel() or not path.exists():
+    library = torch_library()
+    if library is None or not torch.backends.mkl.is_available() or not is_intel():
         return None
     try:
-        library = ctypes.CDLL(str(path))
         size, pack = library.cblas_sgemm_pack_get_size, library.cblas_sgemm_pack
         compute = library.cblas_sgemm_compute
-    except (OSError, AttributeError):
+    except AttributeError:
         return None
     size.argtypes, size.restype = (_INT,) * 4, ctypes.c_size_t
     pack.argtypes = (*(_INT,) * 6, ctypes.c_float, _FLOATS, _INT, _FLOATS)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisin.fused import blas
+from noisin.fused import blas, threads
 from noisin.fused.buffers import Buffers, Gradients
 
 NONLINEARITIES = {"RNN_TANH": 0, "RNN_RELU": 1, "RNN_SIGMOID": 2}
@@ -48,6 +48,8 @@ class _Pass(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in _FORWARD),
         *((name, _Noise) for name in _NOISE),
         *((f"grad_{name}", ctypes.c_void_p) for name in _BACKWARD),
+        ("parallel", ctypes.c_void_p),
+        ("threads", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("multiply", "weight", "weight_back", "projection")),
         *((name, _Noise) for name in ("recurrent_factor", "recurrent_offset")),
         *((name, ctypes.c_void_p) for name in ("product", "seen")),
@@ -67,6 +69,8 @@ def _described(buffers: Buffers, gradients: Gradients | None) -> _Pass:
         cell=CELLS.index(cell),
         gates_size=buffers.gates.shape[-1],
         nonlinearity=NONLINEARITIES.get(buffers.mode, 0),
+        parallel=threads.address(),
+        threads=torch.get_num_threads(),
         **{name: _address(getattr(buffers, name)) for name in _FORWARD},
         **{name: _noise(getattr(buffers, name)) for name in _NOISE},
     )
@@ -97,30 +101,25 @@ class Compiled:
     """
 
     def __init__(self, buffers: Buffers, gradients: Gradients | None = None) -> None:
-        assert LIBRARY is not None
         self._tensors = buffers, gradients  # kept alive: C sees their addresses alone
         self._pass = _described(buffers, gradients)
         self._at = ctypes.addressof(self._pass)
-        cell = CELLS[self._pass.cell]
-        self._forward = getattr(LIBRARY, f"{cell}_forward")
-        self._backward = getattr(LIBRARY, f"{cell}_backward")
-        self._emit, self._absorb = LIBRARY.emit, LIBRARY.absorb
 
     def forward(self, t: int, product: Tensor) -> None:
         """From W_hh h_{t-1} to h_t before a projection."""
-        self._forward(self._at, t, product.data_ptr())
+        LIBRARY.forward(self._at, t, product.data_ptr())
 
     def emit(self, t: int) -> None:
         """z_t: h_t under the noise of ``hidden`` and zoneout."""
-        self._emit(self._at, t)
+        LIBRARY.emit(self._at, t)
 
     def absorb(self, t: int) -> None:
         """The gradient of h_t before noise from what arrives at z_t."""
-        self._absorb(self._at, t)
+        LIBRARY.absorb(self._at, t)
 
     def backward(self, t: int) -> None:
         """The gradients of both products from that of h_t before a projection."""
-        self._backward(self._at, t)
+        LIBRARY.backward(self._at, t)
 
 
 class Walk:
@@ -183,10 +182,8 @@ def load() -> Any:
     except (OSError, AttributeError):  # compiled for another machine; something else entirely
         return None
     step = (ctypes.c_void_p, ctypes.c_int64)
-    for name in CELLS:
-        getattr(library, f"{name}_forward").argtypes = (*step, ctypes.c_void_p)
-        getattr(library, f"{name}_backward").argtypes = step
-    library.emit.argtypes = library.absorb.argtypes = step
+    library.forward.argtypes = (*step, ctypes.c_void_p)
+    library.backward.argtypes = library.emit.argtypes = library.absorb.argtypes = step
     library.walk_forward.argtypes = library.walk_backward.argtypes = (ctypes.c_void_p,)
     return library
 

@@ -4,7 +4,8 @@
    buffers of a call in a Pass. The functions of one step do what a step does besides its matrix
    products; each has a twin in torch's operations in noisin.fused.eager, which says what it
    computes and runs where this file was not compiled. The functions of a whole walk through time
-   also take the products, by a function they are handed.
+   also take the products, by a function they are handed. What sequences do at a step is shared among
+   threads, where a function that runs them is handed over; the result does not depend on it.
 
    Letters: T steps, B sequences, H hidden units, P size of h (H without a projection), G gates. */
 
@@ -46,6 +47,7 @@
 #define EACH(index, count) INDEPENDENT for (int64_t index = 0; index < (count); index++)
 
 enum { BLOCK = 128 }; /* units at a time, so that what is between two loops stays near */
+enum { WORTH_SHARING = 1500 }; /* units of a thread; fewer take less time than its call */
 
 typedef struct {
     const float *at; /* NULL: no such noise */
@@ -57,6 +59,10 @@ typedef struct {
 typedef void Multiply(int64_t layout, int64_t turn_a, int64_t turn_b, int64_t rows, int64_t columns,
                       int64_t inner, const float *a, int64_t step_a, const float *b, int64_t step_b,
                       float beta, float *c, int64_t step_c);
+
+/* Runs a function in so many threads at once, the calling one among them; the arguments of
+   GOMP_parallel. */
+typedef void Parallel(void (*function)(void *), void *data, unsigned threads, unsigned flags);
 
 enum { BY_ROWS = 101, PLAIN = 111, TURNED = 112, PACKED = 151 };
 enum { ELMAN = 0, GRU = 1, LSTM = 2 };
@@ -87,6 +93,8 @@ typedef struct {
     float *grad_gates;                  /* [T,B,G*H] gradient of W_ih x + b_ih */
     float *grad_product;                /* [T,B,G*H] of W_hh h + b_hh; may be `grad_gates` */
     float *grad_states, *grad_cells;    /* [T,B,P] [T,B,H] what arrived at z_t and c_t, or NULL */
+    Parallel *parallel;                 /* or NULL: one thread */
+    int64_t threads;
     /* of a walk alone */
     Multiply *multiply;
     const float *weight, *weight_back;  /* W_hh packed for W_hh z, and for the way back */
@@ -152,10 +160,11 @@ INLINE void perturb(float *x, const float *factor, const float *offset, int64_t 
     if (offset) EACH(j, size) x[j] += offset[j];
 }
 
-PUBLIC CLONES void lstm_forward(const Pass *p, int64_t t, const float *product) {
+CLONES static void lstm_forward(const Pass *p, int64_t t, const float *product, int64_t from,
+                                int64_t to) {
     const int64_t H = p->hidden, B = p->batch;
     const float *cells_before = before(p, p->cells, p->c0, t, H);
-    for (int64_t b = 0; b < B; b++) {
+    for (int64_t b = from; b < to; b++) {
         const int64_t row = t * B + b;
         if (ended(p, t, b)) {
             memcpy(p->cells + row * H, cells_before + b * H, H * sizeof(float));
@@ -199,10 +208,10 @@ PUBLIC CLONES void lstm_forward(const Pass *p, int64_t t, const float *product) 
     }
 }
 
-PUBLIC CLONES void lstm_backward(const Pass *p, int64_t t) {
+CLONES static void lstm_backward(const Pass *p, int64_t t, int64_t from, int64_t to) {
     const int64_t H = p->hidden, B = p->batch;
     const float *cells_before = before(p, p->cells, p->c0, t, H);
-    for (int64_t b = 0; b < B; b++) {
+    for (int64_t b = from; b < to; b++) {
         const int64_t row = t * B + b;
         float *dc = p->grad_cell + b * H;
         if (ended(p, t, b)) {
@@ -245,10 +254,11 @@ PUBLIC CLONES void lstm_backward(const Pass *p, int64_t t) {
     }
 }
 
-PUBLIC CLONES void gru_forward(const Pass *p, int64_t t, const float *product) {
+CLONES static void gru_forward(const Pass *p, int64_t t, const float *product, int64_t from,
+                               int64_t to) {
     const int64_t H = p->hidden, B = p->batch;
     const float *states_before = before(p, p->states, p->h0, t, H);
-    for (int64_t b = 0; b < B; b++) {
+    for (int64_t b = from; b < to; b++) {
         const int64_t row = t * B + b;
         if (ended(p, t, b)) continue;
         const float *factor = now(p->candidate_factor, t, b, H);
@@ -280,10 +290,10 @@ PUBLIC CLONES void gru_forward(const Pass *p, int64_t t, const float *product) {
     }
 }
 
-PUBLIC CLONES void gru_backward(const Pass *p, int64_t t) {
+CLONES static void gru_backward(const Pass *p, int64_t t, int64_t from, int64_t to) {
     const int64_t H = p->hidden, B = p->batch;
     const float *states_before = before(p, p->states, p->h0, t, H);
-    for (int64_t b = 0; b < B; b++) {
+    for (int64_t b = from; b < to; b++) {
         const int64_t row = t * B + b;
         if (ended(p, t, b)) {
             memset(p->grad_gates + row * 3 * H, 0, 3 * H * sizeof(float));
@@ -318,40 +328,43 @@ PUBLIC CLONES void gru_backward(const Pass *p, int64_t t) {
     }
 }
 
-PUBLIC CLONES void rnn_forward(const Pass *p, int64_t t, const float *product) {
-    const int64_t size = p->batch * p->hidden;
-    float *a = p->gates + t * size, *restrict h = p->inner;
-    const float *u = product;
-    for (int64_t b = 0; p->bias && b < p->batch; b++) {
-        perturb(a + b * p->hidden, NULL, p->bias, p->hidden);
+CLONES static void rnn_forward(const Pass *p, int64_t t, const float *product, int64_t from,
+                               int64_t to) {
+    const int64_t H = p->hidden;
+    for (int64_t b = from; b < to; b++) {
+        float *a = p->gates + (t * p->batch + b) * H, *restrict h = p->inner + b * H;
+        const float *u = product + b * H;
+        perturb(a, NULL, p->bias, H);
+        if (p->nonlinearity == 0) EACH(j, H) {
+            a[j] = hyperbolic(a[j] + u[j]);
+        }
+        if (p->nonlinearity == 1) EACH(j, H) {
+            const float x = a[j] + u[j];
+            a[j] = x < 0.0f ? 0.0f : x; /* NaN stays */
+        }
+        if (p->nonlinearity == 2) EACH(j, H) {
+            a[j] = logistic(a[j] + u[j]);
+        }
+        memcpy(h, a, H * sizeof(float));
     }
-    if (p->nonlinearity == 0) EACH(j, size) {
-        a[j] = hyperbolic(a[j] + u[j]);
-    }
-    if (p->nonlinearity == 1) EACH(j, size) {
-        const float x = a[j] + u[j];
-        a[j] = x < 0.0f ? 0.0f : x; /* NaN stays */
-    }
-    if (p->nonlinearity == 2) EACH(j, size) {
-        a[j] = logistic(a[j] + u[j]);
-    }
-    memcpy(h, a, size * sizeof(float));
 }
 
-PUBLIC CLONES void rnn_backward(const Pass *p, int64_t t) {
-    const int64_t size = p->batch * p->hidden;
-    const float *h = p->gates + t * size, *restrict dh = p->grad_inner;
-    float *da = p->grad_gates + t * size;
-    if (p->nonlinearity == 0) EACH(j, size) da[j] = dh[j] * (1 - h[j] * h[j]);
-    if (p->nonlinearity == 1) EACH(j, size) da[j] = h[j] > 0 ? dh[j] : 0.0f;
-    if (p->nonlinearity == 2) EACH(j, size) da[j] = dh[j] * h[j] * (1 - h[j]);
+CLONES static void rnn_backward(const Pass *p, int64_t t, int64_t from, int64_t to) {
+    const int64_t H = p->hidden;
+    for (int64_t b = from; b < to; b++) {
+        const float *h = p->gates + (t * p->batch + b) * H, *restrict dh = p->grad_inner + b * H;
+        float *da = p->grad_gates + (t * p->batch + b) * H;
+        if (p->nonlinearity == 0) EACH(j, H) da[j] = dh[j] * (1 - h[j] * h[j]);
+        if (p->nonlinearity == 1) EACH(j, H) da[j] = h[j] > 0 ? dh[j] : 0.0f;
+        if (p->nonlinearity == 2) EACH(j, H) da[j] = dh[j] * h[j] * (1 - h[j]);
+    }
 }
 
 /* z_t: h_t under the noise of `hidden` and zoneout; behind the end the state stays. */
-PUBLIC CLONES void emit(const Pass *p, int64_t t) {
+CLONES static void emit_rows(const Pass *p, int64_t t, int64_t from, int64_t to) {
     const int64_t P = p->state, B = p->batch;
     const float *states_before = before(p, p->states, p->h0, t, P);
-    for (int64_t b = 0; b < B; b++) {
+    for (int64_t b = from; b < to; b++) {
         const int64_t row = t * B + b;
         const float *old = states_before + b * P;
         float *z = p->states + row * P;
@@ -369,9 +382,9 @@ PUBLIC CLONES void emit(const Pass *p, int64_t t) {
 }
 
 /* The gradient of h_t before noise, from what arrives at z_t; grad_state keeps what skips h_t. */
-PUBLIC CLONES void absorb(const Pass *p, int64_t t) {
+CLONES static void absorb_rows(const Pass *p, int64_t t, int64_t from, int64_t to) {
     const int64_t P = p->state, B = p->batch;
-    for (int64_t b = 0; b < B; b++) {
+    for (int64_t b = from; b < to; b++) {
         const int64_t row = t * B + b;
         float *dh = p->grad_raw + b * P, *restrict carry = p->grad_state + b * P;
         if (ended(p, t, b)) {
@@ -393,8 +406,8 @@ PUBLIC CLONES void absorb(const Pass *p, int64_t t) {
 }
 
 /* seen = z_{t-1} under the noise of `recurrent`; back, grad_state += what comes back through it. */
-CLONES static void see(const Pass *p, int64_t t, const float *z) {
-    for (int64_t b = 0; b < p->batch; b++) {
+CLONES static void see(const Pass *p, int64_t t, const float *z, int64_t from, int64_t to) {
+    for (int64_t b = from; b < to; b++) {
         float *seen = p->seen + b * p->state;
         memcpy(seen, z + b * p->state, p->state * sizeof(float));
         perturb(seen, now(p->recurrent_factor, t, b, p->state),
@@ -402,14 +415,80 @@ CLONES static void see(const Pass *p, int64_t t, const float *z) {
     }
 }
 
-CLONES static void send_back(const Pass *p, int64_t t) {
-    for (int64_t b = 0; b < p->batch; b++) {
+CLONES static void send_back(const Pass *p, int64_t t, int64_t from, int64_t to) {
+    for (int64_t b = from; b < to; b++) {
         const float *sent = p->seen + b * p->state;
         const float *factor = now(p->recurrent_factor, t, b, p->state);
         float *carry = p->grad_state + b * p->state;
         EACH(j, p->state) carry[j] += sent[j] * factor[j];
     }
 }
+
+/* What sequences do at a step, one after another. */
+enum { FORWARD = 1, EMIT = 2, ABSORB = 4, BACKWARD = 8, SEE = 16, SEND_BACK = 32 };
+
+typedef struct {
+    const Pass *pass;
+    int64_t t;
+    const float *given; /* the product of FORWARD, the state of SEE */
+    int what;
+    int64_t parts, taken;
+} Share;
+
+static void rows(const Share *s, int64_t from, int64_t to) {
+    const Pass *p = s->pass;
+    if (s->what & SEE) see(p, s->t, s->given, from, to);
+    if (s->what & SEND_BACK) send_back(p, s->t, from, to);
+    if (s->what & FORWARD) {
+        if (p->cell == LSTM) lstm_forward(p, s->t, s->given, from, to);
+        if (p->cell == GRU) gru_forward(p, s->t, s->given, from, to);
+        if (p->cell == ELMAN) rnn_forward(p, s->t, s->given, from, to);
+    }
+    if (s->what & EMIT) emit_rows(p, s->t, from, to);
+    if (s->what & ABSORB) absorb_rows(p, s->t, from, to);
+    if (s->what & BACKWARD) {
+        if (p->cell == LSTM) lstm_backward(p, s->t, from, to);
+        if (p->cell == GRU) gru_backward(p, s->t, from, to);
+        if (p->cell == ELMAN) rnn_backward(p, s->t, from, to);
+    }
+}
+
+#if defined(__GNUC__)
+/* One thread's part, and what no other thread takes. */
+static void take(void *data) {
+    Share *s = data;
+    const int64_t B = s->pass->batch;
+    for (;;) {
+        const int64_t part = __atomic_fetch_add(&s->taken, 1, __ATOMIC_RELAXED);
+        if (part >= s->parts) return;
+        rows(s, B * part / s->parts, B * (part + 1) / s->parts);
+    }
+}
+#endif
+
+static void share(const Pass *p, int64_t t, const float *given, int what) {
+    int64_t parts = p->batch * p->hidden / WORTH_SHARING;
+    parts = parts < p->threads ? parts : p->threads;
+    parts = parts < p->batch ? parts : p->batch;
+    Share s = {p, t, given, what, parts, 0};
+#if defined(__GNUC__)
+    if (p->parallel && parts > 1) {
+        p->parallel(take, &s, (unsigned)parts, 0);
+        return;
+    }
+#endif
+    rows(&s, 0, p->batch);
+}
+
+PUBLIC void forward(const Pass *p, int64_t t, const float *product) {
+    share(p, t, product, FORWARD);
+}
+
+PUBLIC void emit(const Pass *p, int64_t t) { share(p, t, NULL, EMIT); }
+
+PUBLIC void absorb(const Pass *p, int64_t t) { share(p, t, NULL, ABSORB); }
+
+PUBLIC void backward(const Pass *p, int64_t t) { share(p, t, NULL, BACKWARD); }
 
 /* The functions of a step at every step, with the products between them. */
 PUBLIC void walk_forward(const Pass *p) {
@@ -418,18 +497,16 @@ PUBLIC void walk_forward(const Pass *p) {
         const int64_t t = p->first + s * p->direction;
         const float *z = before(p, p->states, p->h0, t, P);
         if (p->recurrent_factor.at || p->recurrent_offset.at) {
-            see(p, t, z);
+            share(p, t, z, SEE);
             z = p->seen;
         }
         p->multiply(BY_ROWS, PLAIN, PACKED, B, GH, P, z, P, p->weight, P, 0.0f, p->product, GH);
-        if (p->cell == LSTM) lstm_forward(p, t, p->product);
-        if (p->cell == GRU) gru_forward(p, t, p->product);
-        if (p->cell == ELMAN) rnn_forward(p, t, p->product);
+        share(p, t, p->product, p->projection ? FORWARD : FORWARD | EMIT);
         if (p->projection) {
             p->multiply(BY_ROWS, PLAIN, TURNED, B, P, H, p->inner, H, p->projection, H, 0.0f,
                         p->raw, P);
+            share(p, t, NULL, EMIT);
         }
-        emit(p, t);
     }
 }
 
@@ -437,17 +514,15 @@ PUBLIC void walk_backward(const Pass *p) {
     const int64_t B = p->batch, H = p->hidden, P = p->state, GH = p->gates_size;
     for (int64_t s = p->steps - 1; s >= 0; s--) {
         const int64_t t = p->first + s * p->direction;
-        absorb(p, t);
+        share(p, t, NULL, p->projection ? ABSORB : ABSORB | BACKWARD);
         if (p->projection) {
             p->multiply(BY_ROWS, PLAIN, PLAIN, B, H, P, p->grad_raw, P, p->projection, H, 0.0f,
                         p->grad_inner, H);
+            share(p, t, NULL, BACKWARD);
         }
-        if (p->cell == LSTM) lstm_backward(p, t);
-        if (p->cell == GRU) gru_backward(p, t);
-        if (p->cell == ELMAN) rnn_backward(p, t);
         const int noisy = p->recurrent_factor.at != NULL;
         p->multiply(BY_ROWS, PLAIN, PACKED, B, P, GH, p->grad_product + t * B * GH, GH,
                     p->weight_back, P, noisy ? 0.0f : 1.0f, noisy ? p->seen : p->grad_state, P);
-        if (noisy) send_back(p, t);
+        if (noisy) share(p, t, NULL, SEND_BACK);
     }
 }

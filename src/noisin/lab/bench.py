@@ -6,11 +6,13 @@ slows both alike. Noise is drawn inside what is timed.
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +20,13 @@ import torch
 from torch import Tensor, nn
 
 import noisin
+from noisin import laws
 from noisin.likelihood import CategoricalHead
 from noisin.stack import GATES
 
 NOISE = "hidden * Bernoulli(keep=0.5)"
+PARTS = ("LSTM", "GRU", "RNN", "step", "laws")
+FACTOR = (35, 20, 650)  # steps, sequences, units of a medium language model
 PLAIN, NOISY, LOOP = "torch, no noise", "noisin, noise", "loop over torch's cell, noise"
 
 
@@ -59,30 +64,6 @@ WORKS = (
     Work("GRU", 20, 35, 650),
     Work("RNN", 20, 100, 400),
 )
-
-
-class Result(NamedTuple):
-    """Medians of one work.
-
-    Args:
-        work: what was done.
-        milliseconds: of each way to do it.
-        mebibytes: peak memory of a pass, where the system tells it.
-    """
-
-    work: Work
-    milliseconds: dict[str, float]
-    mebibytes: dict[str, float]
-
-    @property
-    def ratio(self) -> float:
-        """Our time with noise over torch's without."""
-        return self.milliseconds[NOISY] / self.milliseconds[PLAIN]
-
-    @property
-    def speed(self) -> float:
-        """Our billions of operations a second."""
-        return self.work.operations / self.milliseconds[NOISY] / 1e6
 
 
 def times(
@@ -155,11 +136,55 @@ def passes(work: Work, noises: Mapping[str, str]) -> dict[str, Callable[[], obje
     return found
 
 
-def measure(work: Work, rounds: int) -> Result:
-    """Measure one work: times in turn, memory each in a process of its own."""
-    found = times(passes(work, {NOISY: NOISE}), rounds)
-    peaks = {name: peak(work, name) for name in (PLAIN, NOISY)}
-    return Result(work, found, {name: value for name, value in peaks.items() if value is not None})
+def lines(parts: Collection[str], rounds: int) -> Iterator[str]:
+    """Measure and say it, line by line.
+
+    Args:
+        parts: of ``PARTS``: cells, ``step`` of a language model, ``laws``.
+        rounds: medians are taken over so many.
+    """
+    yield f"torch {torch.__version__}, {torch.get_num_threads()} threads, median of {rounds}"
+    yield f"large product: {limit():.0f} GFLOP/s"
+    for work in WORKS:
+        if work.kind in parts:
+            found = times(passes(work, {NOISY: NOISE}), rounds)
+            speed = work.operations / found[NOISY] / 1e6
+            yield f"{work}: {NOISE}, {speed:.0f} GFLOP/s"
+            yield table(found, PLAIN)
+            yield from memory(work)
+    if "step" in parts:
+        yield f"training step, 2 LSTM layers of 650, 10,000 words: {NOISE}"
+        yield table(times(language_model_steps(), rounds), PLAIN)
+    if "laws" in parts:
+        yield f"a factor, {' x '.join(map(str, FACTOR))}"
+        yield table(times(drawing(), rounds), "Gaussian(1.0)")
+
+
+def memory(work: Work) -> Iterator[str]:
+    """Say the peak memory of a pass, torch's and ours, each in a process of its own."""
+    found = [peak(work, name) for name in (PLAIN, NOISY)]
+    if None not in found:
+        yield f"  peak memory, T {work.time}: {found[0]:.0f} and {found[1]:.0f} MiB"
+
+
+@contextmanager
+def running(threads: int) -> Iterator[None]:
+    """Let torch run so many threads inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def drawing(size: tuple[int, ...] = FACTOR) -> dict[str, Callable[[], object]]:
+    """Return the drawing of one factor, by law at its default shape."""
+    drawn = [
+        laws.Bernoulli(keep=0.5) if name == "Bernoulli" else law(1.0)
+        for name, law in laws.LAWS.items()
+    ]
+    return {str(law): lambda law=law: law.factor(size) for law in drawn}
 
 
 def peak(work: Work, name: str) -> float | None:
@@ -167,7 +192,9 @@ def peak(work: Work, name: str) -> float | None:
     if not Path("/proc/self/clear_refs").exists():
         return None
     command = [sys.executable, "-m", "noisin.lab.bench", name, *map(str, work)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # each block is the system's own, so that what is freed leaves at once
+    exact = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=exact)
     return float(done.stdout)
 
 

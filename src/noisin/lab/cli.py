@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -19,8 +18,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from noisin.explanation import explain as explain_model
-from noisin.lab import LabError, data, evaluate, jobs, recipe, records, report, sound, tasks
-from noisin.lab.config import MusicConfig, WordsConfig, corpus_key
+from noisin.lab import LabError, bench, data, evaluate, jobs, recipe, records, report, sound, tasks
+from noisin.lab.config import WordsConfig, corpus_key
 from noisin.lab.files import make_folder, write_aside
 from noisin.lab.music import MusicModel
 from noisin.lab.recipe import Recipe, Row
@@ -155,7 +154,7 @@ def _finish(done: list[Record], folder: Path, data_dir: Path | None) -> None:
     rows = report.by_row(done)
     _print_table(rows)
     pieces = []
-    for name in _sampled(rows):
+    for name in report.worth_hearing(rows):
         best = min((r for r in rows[name] if r.status == "finished"), key=lambda r: r.best)
         run = evaluate.load(folder / f"{best.row}-{best.seed}-{best.hash}", data_dir)
         stem = folder / "samples" / name
@@ -164,20 +163,6 @@ def _finish(done: list[Record], folder: Path, data_dir: Path | None) -> None:
     _say(f"report: {folder / 'report.html'}")
     if pieces:
         _say(f"samples: {folder / 'samples'}")
-
-
-def _sampled(rows: dict[str, list[Record]]) -> list[str]:
-    """Return the best row with noise, by validation, and before it the one it is compared with."""
-    best = {
-        name: min((r.best for r in runs if r.status == "finished"), default=math.inf)
-        for name, runs in rows.items()
-    }
-    done = sorted((name for name, score in best.items() if score < math.inf), key=best.__getitem__)
-    noisy = [name for name in done if rows[name][0].config.noise != "none"]
-    if not noisy:
-        return done[:1]
-    base = rows[noisy[0]][0].baseline
-    return [base, noisy[0]] if base in done and base != noisy[0] else noisy[:1]
 
 
 def _sample(
@@ -332,28 +317,37 @@ def explain(
         parameters = sum(p.numel() for p in model.parameters())
         steps = config.window if isinstance(config, WordsConfig) else config.chunk
         sequences = config.batch_size * config.train_samples
-        table, batch = explain_model(model, time=steps, batch=sequences), sequences * steps
+        table = explain_model(model, time=steps, batch=sequences)
+        weights, activations = tasks.memory(config, model)
         noise = sum(line.memory for line in table)
-        activations = _activations(config, model.head.out_features) * batch * 4
-        copies = {"adam": 4, "nesterov-rmsprop": 4, "nt-asgd": 4}.get(config.optimizer, 3)
         _say(f"{row}: {model.rnn}, {model.head.out_features} outputs")
         _say(str(table))
         _say(
             f"  {parameters:,} parameters; expected memory of a training step: weights, gradients "
-            f"and optimizer {_mib(parameters * 4 * copies)}, activations {_mib(activations)}, "
+            f"and optimizer {_mib(weights)}, activations {_mib(activations)}, "
             f"noise {_mib(noise)}"
         )
 
 
-def _activations(config: MusicConfig | WordsConfig, outputs: int) -> int:
-    """Return about how many numbers a step of one sequence keeps for the backward pass."""
-    gates = {"lstm": 4, "gru": 3}.get(config.cell, 1)
-    inside = (2 * gates + 3) * config.hidden_size * config.num_layers
-    return inside + 3 * outputs
-
-
 def _mib(size: int) -> str:
     return f"{size / 2**20:.1f} MiB"
+
+
+@app.command(name="bench")
+@refusing
+def bench_command(
+    only: Annotated[
+        list[str], typer.Option("--only", help=f"{', '.join(bench.PARTS)}; may be repeated.")
+    ] = [],
+    threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Medians are taken over so many.")] = 11,
+) -> None:
+    """Time noisy layers on this machine beside torch's plain ones, in turn, with peak memory."""
+    if unknown := sorted(set(only) - set(bench.PARTS)):
+        raise LabError(f"--only must be one of {', '.join(bench.PARTS)}; got {', '.join(unknown)}")
+    with bench.running(threads):
+        for line in bench.lines(only or bench.PARTS, rounds):
+            _say(line)
 
 
 @data_app.command(name="list")

@@ -115,6 +115,20 @@ def by_row(records: Sequence[Record]) -> dict[str, list[Record]]:
     return named
 
 
+def worth_hearing(rows: dict[str, list[Record]]) -> list[str]:
+    """Return the best row with noise, by validation, and before it the one it is compared with."""
+    best = {
+        name: min((r.best for r in runs if r.status == "finished"), default=math.inf)
+        for name, runs in rows.items()
+    }
+    done = sorted((name for name, score in best.items() if score < math.inf), key=best.__getitem__)
+    noisy = [name for name in done if rows[name][0].config.noise != "none"]
+    if not noisy:
+        return done[:1]
+    base = rows[noisy[0]][0].baseline
+    return [base, noisy[0]] if base in done and base != noisy[0] else noisy[:1]
+
+
 def differing(configs: Sequence[Config]) -> list[str]:
     """Return the settings in which some configurations differ."""
     dumps = [config.model_dump() for config in configs]

@@ -28,6 +28,24 @@ def load(
     return rolls.load(config.data, data_dir, say)
 
 
+def memory(config: AnyConfig, model: MusicModel | WordModel) -> tuple[int, int]:
+    """Return about how many bytes a training step needs, noise aside.
+
+    Args:
+        config: settings of the run.
+        model: or its outline.
+
+    Returns:
+        The bytes of weights, gradients and optimizer, and those kept for the backward pass.
+    """
+    steps = config.window if isinstance(config, WordsConfig) else config.chunk
+    gates = {"lstm": 4, "gru": 3}.get(config.cell, 1)
+    inside = (2 * gates + 3) * config.hidden_size * config.num_layers
+    kept = (inside + 3 * model.head.out_features) * config.batch_size * config.train_samples
+    copies = {"adam": 4, "nesterov-rmsprop": 4, "nt-asgd": 4}.get(config.optimizer, 3)
+    return 4 * copies * sum(p.numel() for p in model.parameters()), 4 * kept * steps
+
+
 def check(config: AnyConfig, corpus: Corpus) -> None:
     """Refuse settings that do not fit the corpus, before anything is written.
 
