@@ -8,6 +8,7 @@ from cases import ROWS, kinds_of, make
 from models import Tagger
 from noisin import GRU, LSTM, RNN, Embedding, Linear, Recurrence, explain, regularize
 from noisin.draws import Scaled
+from noisin.fused import compiled
 
 T, B, F, H = 4, 3, 3, 5
 HEADS = ["module", "layer", "place", "term", "hold", "estimate", "memory", "path", "why"]
@@ -40,7 +41,7 @@ def test_another_path_than_torchs_runs_in_the_layers_where_a_term_acts_inside(te
     site = "zoneout_hidden" if "Zoneout" in term else term.split()[0]
     if site != "zoneout_hidden":
         term = term.replace(site, f"{site}[1]", 1)
-    rows = explain(GRU(F, H, 3, bidirectional=True, noise=term))
+    rows = explain(LSTM(F, H, 3, bidirectional=True, noise=term))
     chosen = {row.layer: row.path for row in rows}
     if site == "zoneout_hidden":
         assert chosen == dict.fromkeys(range(3), path)
@@ -49,6 +50,15 @@ def test_another_path_than_torchs_runs_in_the_layers_where_a_term_acts_inside(te
         assert [row.place for row in rows] == ["", f"{site}_l1", f"{site}_l1_reverse", ""]
         assert [row.term for row in rows] == ["", term, term, ""]
     assert all(site in row.why for row in rows if row.path == path)
+
+
+@pytest.mark.parametrize("term", ["input * Gaussian(0.5)", "weight_hh * Gaussian(0.5) @ sequence"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gru_is_fused_where_that_is_faster(term, dtype):
+    (row,) = explain(GRU(F, H, noise=term, dtype=dtype))
+    assert row.path == ("cpu" if compiled.serves(dtype) else "torch")
+    assert row.path == "torch" or "faster than torch's GRU" in row.why
+    assert {row.path for row in explain(GRU(F, H, dtype=dtype))} == {"torch"}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -93,7 +93,7 @@ def explain(model: nn.Module, *, time: int = 35, batch: int = 20) -> Table:
 
     Example:
         >>> import noisin
-        >>> layer = noisin.GRU(4, 8, noise="input * Uniform(1)")
+        >>> layer = noisin.LSTM(4, 8, noise="input * Uniform(1)")
         >>> [(line.place, line.term, line.path) for line in explain(layer)]
         [('input', 'input * Uniform(1.0)', 'torch')]
     """

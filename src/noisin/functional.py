@@ -2,7 +2,8 @@
 
 Here the path of each layer is chosen: torch's own kernel where no term acts inside the recurrence
 (noise that is held in the weights for the call is applied to them first), ``noisin.fused`` where
-noise does act inside, and the plain loop of ``noisin.reference`` for the rest.
+noise does act inside, or acts at all on a GRU or RNN, which torch runs slowly on a CPU, and the
+plain loop of ``noisin.reference`` for the rest.
 """
 
 from __future__ import annotations
@@ -50,15 +51,27 @@ def path_of(
         dtype: of the input and the weights.
         device: where they are.
     """
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if _is_transformed():
         return "reference", "a transform of torch.func or forward-mode differentiation is active"
-    sites = dict.fromkeys(place.partition("_l")[0] for place in inside(stack, found, layer))
-    if not sites and stack.mode in KERNELS:
-        return "torch", "no noise acts inside the recurrence"
-    why = f"noise acts inside the recurrence, at {', '.join(sites)}"
-    why = why if sites else f"torch has no kernel for {stack.mode}"
     refusal = cpu.refusal(stack, found, layer, dtype, device)
-    return ("reference", f"{why}; {refusal}") if refusal else ("cpu", why)
+    why = _beyond_torch(stack, found, layer)
+    if why:
+        return ("reference", f"{why}; {refusal}") if refusal else ("cpu", why)
+    if found and not refusal and cpu.is_faster(stack.mode, dtype):
+        return "cpu", f"the fused recurrence is faster than torch's {stack.mode.partition('_')[0]}"
+    return "torch", "no noise acts inside the recurrence"
+
+
+def _is_transformed() -> bool:
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _beyond_torch(stack: Stack, found: Places, layer: int) -> str:
+    """Return why torch's own kernel cannot serve a layer, or ""."""
+    sites = dict.fromkeys(place.partition("_l")[0] for place in inside(stack, found, layer))
+    if sites:
+        return f"noise acts inside the recurrence, at {', '.join(sites)}"
+    return "" if stack.mode in KERNELS else f"torch has no kernel for {stack.mode}"
 
 
 def recur(
@@ -144,7 +157,7 @@ def _valid(x: Tensor, lengths: Tensor) -> Tensor:
 def _checked(path: Path | None, stack: Stack, found: Places, layer: int, x: Tensor) -> Path:
     """Return the path of a layer, or refuse the one that was asked for."""
     chosen, why = path_of(stack, found, layer, x.dtype, x.device)
-    if path == "torch" and chosen != "torch":
+    if path == "torch" and (_is_transformed() or _beyond_torch(stack, found, layer)):
         raise ValueError(f'path="torch" needs torch\'s own kernel to serve the layer; {why}')
     if path == "cpu" and chosen == "reference":
         raise ValueError(f'path="cpu" needs the fused recurrence to serve the layer; {why}')
