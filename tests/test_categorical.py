@@ -104,6 +104,25 @@ def test_what_is_no_class_is_refused(wrong):
         log_probability(torch.zeros(2, 5), torch.tensor([0, wrong]))
 
 
+@pytest.mark.parametrize("smallest", [0, 2**20])
+@pytest.mark.parametrize("shape", [(3, 2), (2, 2), (2, 3, 1), (6,), ()])
+def test_as_many_classes_as_rows_are_asked_for(shape, smallest, monkeypatch):
+    monkeypatch.setattr(categorical, "SMALLEST", smallest)
+    with pytest.raises(ValueError, match=r"one class for each row of the logits, \[2, 3\]"):
+        log_probability(torch.zeros(2, 3, 5), torch.zeros(shape, dtype=torch.int64))
+
+
+@pytest.mark.usefixtures("blocks")
+def test_vectorized_gradients():
+    logits, index = given((2, 3, 5), torch.float64)
+    ways = torch.eye(6, dtype=torch.float64).view(6, 2, 3)
+    found, expected = (
+        torch.autograd.grad(f(logits, index), logits, ways, is_grads_batched=True)[0]
+        for f in (log_probability, torchs)
+    )
+    torch.testing.assert_close(found, expected)
+
+
 def test_large_logits_take_the_blocks_and_small_ones_do_not(monkeypatch):
     seen = []
     monkeypatch.setattr(

@@ -18,10 +18,11 @@ from cases import (
     seeded,
     zeros,
 )
-from conftest import assert_bit_equal, assert_close_to_float64
+from conftest import assert_bit_equal, assert_close_to_float64, flat
 from noisin import LSTM
 from noisin.functional import path_of, recur
 from noisin.fused import blas, compiled, cpu, products
+from noisin.fused.given import Given, checked
 from noisin.stack import places
 
 LIKE = torch.float32, torch.device("cpu")
@@ -103,7 +104,10 @@ def test_every_row_is_the_plain_loop(way, row, kind):
 
 @every_way
 @pytest.mark.parametrize("kind", ALL_KINDS)
-@pytest.mark.parametrize("sizes", [(1, 1, 3, 3), (1, 3, 2, 63), (40, 1, 3, 3), (33, 3, 63, 17)])
+@pytest.mark.parametrize(
+    "sizes",  # steps, sequences, features, units; the last are many enough to be shared by threads
+    [(1, 1, 3, 3), (1, 3, 2, 63), (40, 1, 3, 3), (33, 3, 63, 17), (9, 5, 3, 1), (3, 50, 4, 65)],
+)
 def test_odd_sizes_one_thread_and_two(way, kind, sizes):
     case = made(kind, NOISE, *sizes)
     for threads in (1, 2):
@@ -115,7 +119,80 @@ def test_odd_sizes_one_thread_and_two(way, kind, sizes):
 
 
 @every_way
-@pytest.mark.parametrize("options", [{"bias": False}, {"proj_size": 2}], ids=str)
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+@pytest.mark.parametrize("hidden", [1, 5])
+def test_noise_of_each_gates_own(way, kind, hidden):
+    assert_plain(*made(kind, "recurrent * Gaussian(0.5) @ untied", 20, 2, 3, hidden))
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_how_many_threads_share_a_step_does_not_change_a_bit(kind, monkeypatch):
+    """The products aside: these are torch's, and here they are 0 but for the bias."""
+    layer, x, hx, drawn = made(kind, NOISE, 3, 50, 4, 65)
+    with torch.no_grad():
+        for weight in (layer.weight_ih_l0, layer.weight_hh_l0):
+            weight.zero_()
+    results = []
+    for count in (1, 2, 3, 7):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
+        results.append(pulled_back(*fused(layer, x, hx, drawn)))
+    assert all(
+        torch.equal(a, b)
+        for more in results[1:]
+        for a, b in zip(flat(results[0]), flat(more), strict=True)
+    )
+
+
+WRONG = [
+    ("h0", lambda t: t.double(), "h0 must be .* in torch.float32; got .* in torch.float64"),
+    ("h0", lambda t: t.to(torch.uint8), "got .* in torch.uint8"),
+    ("c0", lambda t: t[:, :4], "c0 must be"),
+    ("weight_hh", lambda t: t.double(), "weight_hh must be"),
+    ("weight_hh", lambda t: t[:, :2], "must be"),
+    ("weight_ih", lambda t: t[:5], "weight_ih must be"),
+    ("bias_ih", lambda t: t[:1], "bias_ih must be"),
+    ("bias_hh", lambda t: t.half(), "bias_hh must be"),
+    ("hidden_factor", lambda t: t[:2], "hidden_factor must be"),
+    ("recurrent_offset", lambda t: t[..., :3], "recurrent_offset must be"),
+]
+
+
+@pytest.mark.parametrize(("name", "spoil", "rule"), WRONG)
+def test_what_memory_could_not_be_read_as_is_refused(name, spoil, rule):
+    layer, x, hx, drawn = made("LSTM", NOISE, 4, 3, 3, 5)
+    given = Given(
+        *(x, *layer.all_weights[0], None, hx[0][0], hx[1][0]),
+        *(drawn["hidden_l0"][0], None, None, drawn["recurrent_l0"][0]),
+        *[None] * 7,
+        *("", "LSTM", False),
+    )
+    checked(given)
+    with pytest.raises(ValueError, match=rule):
+        checked(given._replace(**{name: spoil(getattr(given, name).detach())}))
+
+
+def test_a_state_of_another_dtype_is_refused():
+    layer = LSTM(3, 5, noise=NOISE)
+    state = torch.zeros(1, 2, 5, dtype=torch.float64)
+    with pytest.raises(ValueError, match="h0 must be"):
+        layer(torch.zeros(4, 2, 3), (state, state))
+
+
+def test_lengths_in_any_order_of_memory():
+    layer, x, hx, drawn = made("GRU", NOISE, 4, 3, 3, 5)
+    lengths = torch.tensor([[2, 4, 1], [0, 0, 0]]).t()[:, 0]
+    assert_plain(layer, x, hx, drawn, lengths=lengths)
+
+
+def test_vectorized_gradients_are_refused_and_the_way_out_named():
+    layer, x, hx, drawn = made("LSTM", NOISE, 4, 3, 3, 5)
+    output = fused(layer, x, hx, drawn)[0][0]
+    with pytest.raises(RuntimeError, match='path="reference"'):
+        torch.autograd.grad(output, x, torch.ones(2, *output.shape), is_grads_batched=True)
+
+
+@every_way
+@pytest.mark.parametrize("options", [{"bias": False}, {"proj_size": 2}, {"proj_size": 1}], ids=str)
 def test_without_biases_and_projected(way, options):
     zoneout = "Zoneout(hidden=0.3, cell=0.5) & candidate * Gaussian(0.5)"
     assert_plain(*made("LSTM", f"{NOISE} & {zoneout}", 20, 3, 4, 5, **options))

@@ -28,11 +28,12 @@ ORDER = [
         "propagation",
         "product",
         "reference",
+        "propagated",
         "stack",
         "fused",
     ),
     *("draws", "functional", "noisy", "dense", "layers", "recurrence"),
-    *("inference", "likelihood", "diagnostics", "init", "optim", "penalties"),
+    *("inference", "likelihood", "variance", "diagnostics", "init", "optim", "penalties"),
     *("replicas", "explanation", "surgery"),
 ]
 EXACT = {
@@ -43,7 +44,7 @@ EXACT = {
     "at": {"noise"},
     "propagation": {"noise", "shapes"},
     "reference": {"product", "shapes"},
-    "likelihood": {"dense", "fused", "shapes"},
+    "likelihood": {"dense", "fused", "propagation", "shapes"},
 }
 CORE = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "__init__")
 

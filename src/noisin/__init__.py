@@ -10,7 +10,7 @@
 from noisin import at, diagnostics, init, methods, optim, penalties
 from noisin.dense import Embedding, Linear
 from noisin.explanation import explain
-from noisin.inference import fold, predict, predictive, sampling, unfold
+from noisin.inference import fold, plain, predict, predictive, sampling, unfold
 from noisin.laws import (
     Bernoulli,
     Beta,
@@ -39,6 +39,8 @@ from noisin.noise import (
     tied,
     untied,
 )
+from noisin.propagated import Propagation
+from noisin.propagation import Moments
 from noisin.recurrence import Recurrence
 from noisin.surgery import regularize, strip
 from noisin.text import parse
@@ -65,8 +67,10 @@ __all__ = [
     "Learned",
     "Linear",
     "Logistic",
+    "Moments",
     "Noise",
     "PoissonHead",
+    "Propagation",
     "Recurrence",
     "Term",
     "Terms",
@@ -83,6 +87,7 @@ __all__ = [
     "optim",
     "parse",
     "penalties",
+    "plain",
     "preactivation",
     "predict",
     "predictive",

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from noisin import propagated
 from noisin.draws import Draws
 from noisin.laws import Learned
 from noisin.noise import Noise, Term
 from noisin.noisy import Noisy, Simple, autocasting, computing
-from noisin.product import Fresh, Perturbation, multiply_all, noisy_product, perturb
+from noisin.product import (
+    Acting,
+    Fresh,
+    Perturbation,
+    Propagated,
+    multiply_all,
+    noisy_product,
+    perturb,
+    perturb_held,
+)
+from noisin.propagation import Moments, each, exact
 
 
 class Dense(Simple):
@@ -94,6 +106,9 @@ class Linear(Dense, nn.Linear):
 
     def entry_size(self, term: Noise, input: Tensor) -> list[int]:
         """Return the shape of a term's entry in the draws."""
+        if term.estimate == "moments":
+            learned = isinstance(term.law.std, Learned)
+            return list(self._spread_size(term.site.name, term)) if learned else []
         size = list(input.shape) if input.dim() > 1 else [1, *input.shape]
         if term.site.name == "weight" and term.estimate == "sample":
             held = term.hold == "sequence"
@@ -105,20 +120,26 @@ class Linear(Dense, nn.Linear):
             size[self._checked_time(input)] = 1
         return size
 
-    def forward(self, input: Tensor, *, draws: Draws | None = None) -> Tensor:
+    def forward(
+        self, input: Any, *, draws: Draws | None = None, return_moments: bool = False
+    ) -> Any:
         """Return W x + b under noise in x or W.
 
         Args:
-            input: [..., in_features].
+            input: [..., in_features], a tensor or ``Moments``.
             draws: noise from ``draw``, applied whatever the mode.
+            return_moments: return ``Moments``, as for an input of moments, also for a tensor.
 
         Raises:
             ValueError: draws that do not fit, or an input without the dimension of time.
         """
-        draws = self._given_or_drawn(input, draws)
-        if not draws and (draws is None or self._noise is None):
-            return super().forward(input)
         acting = self._acting(input, draws)
+        if isinstance(input, Moments) or return_moments:
+            return self._moments(exact(input), acting or {})
+        if acting is None:
+            return super().forward(input)
+        if any(isinstance(one, Propagated) for site in acting.values() for one in site):
+            return self._moments(exact(input), acting).mean
         on_input, on_weight = acting["input"], acting["weight"]
         fresh = any(isinstance(one, Fresh) for one in on_weight)
         time = self._checked_time(input) if fresh and input.dim() > 1 else 0
@@ -133,6 +154,25 @@ class Linear(Dense, nn.Linear):
             product = noisy_product(weight, bias, on_input, on_weight, len(rows))
             result = multiply_all(product, rows).movedim(0, time)
         return result[0] if input.dim() == 1 else result
+
+    def _moments(self, input: Moments, acting: Mapping[str, Sequence[Acting]]) -> Moments:
+        """Return the moments of W x + b."""
+        mean = input.mean
+        fresh = any(isinstance(one, Fresh) for one in acting.get("weight", ()))
+        time = self._checked_time(mean) if fresh and mean.dim() > 1 else 0
+        on_input = [
+            one._replace(value=one.value.movedim(time, 0)) if isinstance(one, Perturbation) else one
+            for one in acting.get("input", ())
+        ]
+        rows = each(lambda x: (x[None] if x.dim() == 1 else x).movedim(time, 0), input)
+        held = [] if fresh else acting.get("weight", ())
+        drawn = [one for one in held if isinstance(one, Perturbation)]
+        rest = [one for one in acting.get("weight", ()) if one not in drawn]
+        made = propagated.noisy_product(
+            *(perturb_held(self.weight, drawn), self.bias, on_input, rest, len(rows.mean))
+        )
+        result = each(lambda x: x.movedim(0, time), propagated.multiply_all(made, rows))
+        return each(lambda x: x[0], result) if mean.dim() == 1 else result
 
 
 class Embedding(Dense, nn.Embedding):
@@ -190,9 +230,9 @@ class Embedding(Dense, nn.Embedding):
         Raises:
             ValueError: draws that do not fit.
         """
-        draws = self._given_or_drawn(input, draws)
+        acting = self._acting(input, draws)
         vectors = super().forward(input)
-        if not draws and (draws is None or self._noise is None):
+        if acting is None:
             return vectors
         shape = [1] * input.dim()
         shape[self.time_dim] = -1
@@ -201,7 +241,7 @@ class Embedding(Dense, nn.Embedding):
             vectors,
             [
                 one._replace(value=one.value[0 if len(one.value) == 1 else steps, input])
-                for one in self._acting(input, draws)["row"]
+                for one in acting["row"]
                 if isinstance(one, Perturbation)
             ],
         )

@@ -14,14 +14,20 @@ from noisin.noisy import Noisy
 from noisin.reference import State
 from noisin.shapes import Float
 from noisin.stack import Stack
+from noisin.variance import split_gradient as split_gradient
+from noisin.variance import variance_field as variance_field
 
 
 @torch.no_grad()
-def spectral_radius(weight_hh: Float[Tensor, "GH H"]) -> Float[Tensor, " G"]:
+def spectral_radius(
+    weight_hh: Float[Tensor, "GH H"], *, squared: bool = False
+) -> Float[Tensor, " G"]:
     """Return max |λ| of each gate's square block of the recurrent weights.
 
     Args:
         weight_hh: [G·H, H]: one block for an Elman RNN, r, z, n for a GRU, i, f, g, o for an LSTM.
+        squared: of W ∘ W, by which variances go from step to step. ρ(W ∘ W) <= ρ(W)² holds for
+            weights of one sign, and not in general.
 
     Returns:
         One radius a gate, in float64.
@@ -36,17 +42,19 @@ def spectral_radius(weight_hh: Float[Tensor, "GH H"]) -> Float[Tensor, " G"]:
             f"got {rows} rows and {columns} columns"
         )
     blocks = weight_hh.double().unflatten(0, (-1, columns))
+    blocks = blocks.square() if squared else blocks
     return torch.linalg.eigvals(blocks).abs().amax(-1)
 
 
-def recurrent_radii(model: nn.Module) -> list[list[float]]:
+def recurrent_radii(model: nn.Module, *, squared: bool = False) -> list[list[float]]:
     """Return the spectral radius of each recurrent layer of a model, a number a gate.
 
     Args:
         model: any module; its layers of ours are looked at, in the forward direction.
+        squared: of W ∘ W.
     """
     return [
-        spectral_radius(getattr(module, f"weight_hh_l{layer}")).tolist()
+        spectral_radius(getattr(module, f"weight_hh_l{layer}"), squared=squared).tolist()
         for module in model.modules()
         if isinstance(module, NoisyRNNBase)
         for layer in range(module.num_layers)

@@ -12,6 +12,7 @@ in the weights ``@ sequence``           the same, [1, R, C]
 in the weights, fresh or ``cumulative`` a seed a step, int64 [T] on the CPU
 ``@ preactivation``                     standard normal numbers, [T, B, G·H] or [1, B, G·H],
                                         side by side for two directions that share a site
+``@ moments``                           V[ε], [] or the shape of a learned spread
 ``Zoneout``                             masks m, 1 where the old value stays, [T, B, F]
 ======================================  =================================================
 
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from noisin.laws import Learned, source
 from noisin.noise import Noise, Term
-from noisin.product import Acting, Fresh, Perturbation, Preactivation
+from noisin.product import Acting, Fresh, Perturbation, Preactivation, Propagated
 from noisin.shapes import Float
 from noisin.stack import Places, Stack, is_weight, places
 from noisin.zoneout import Zoneout
@@ -148,6 +149,10 @@ def draw_term(
     """
     if isinstance(term.law.std, Learned) and std is None:
         raise ValueError(f"{term}: a learned spread is drawn with its value, std=")
+    if term.estimate == "moments":
+        if std is not None:
+            return std.square()
+        return torch.tensor(term.law.variance, dtype=like.dtype, device=like.device)
     if term.estimate == "preactivation":
         entry = torch.randn(tuple(size), **source(generator), dtype=like.dtype, device=like.device)
         return entry if std is None else Scaled(entry, std)
@@ -163,21 +168,34 @@ def draw_term(
 
 
 def expected(
-    stack: Stack, noise: Term | None, batch: int, like: Tensor
-) -> dict[str, tuple[Tensor, ...]]:
-    """Return, in place of the masks of zoneout, their expectations: its evaluation.
+    stack: Stack,
+    noise: Term | None,
+    batch: int,
+    like: Tensor,
+    spread: Callable[[str, int], Tensor] | None = None,
+) -> dict[str, tuple[Tensor | Scaled, ...]]:
+    """Return what stands for noise in evaluation: of zoneout's masks their expectations.
 
     Args:
         stack: shape of the layers.
-        noise: nothing but ``Zoneout``.
+        noise: ``Zoneout``, and terms that draw nothing, ``@ moments``.
         batch: B.
         like: a tensor of the kind to make.
+        spread: for learned spreads, std of (place, index of the term there).
     """
-    filled = {}
-    for place, (term,) in places(stack, noise).items():
-        assert isinstance(term, Zoneout)
-        size = (1, batch, stack.features(place))
-        filled[place] = (like.new_full(size, _keeping(place, term)),)
+    kind, filled = Like(like.dtype, like.device), {}
+    for place, terms in places(stack, noise).items():
+        entries = []
+        for index, term in enumerate(terms):
+            if isinstance(term, Zoneout):
+                size = (1, batch, stack.features(place))
+                entries.append(like.new_full(size, _keeping(place, term)))
+                continue
+            assert isinstance(term, Noise)
+            learned = spread is not None and isinstance(term.law.std, Learned)
+            std = spread(place, index) if learned and spread is not None else None
+            entries.append(draw_term(term, (), 0, std, None, kind))
+        filled[place] = tuple(entries)
     return filled
 
 
@@ -196,6 +214,8 @@ def entry_size(stack: Stack, place: str, term: Term, time: int, batch: int) -> t
     if isinstance(term, Zoneout):
         return (time, batch, stack.features(place))
     assert isinstance(term, Noise)
+    if term.estimate == "moments":
+        return stack.spread(place, term) if isinstance(term.law.std, Learned) else ()
     if is_seeded(term):
         return (time,)
     if is_weight(place) and term.estimate == "sample":
@@ -250,6 +270,8 @@ def act(
 ) -> Acting:
     """Make of a checked entry what is applied; arguments as in ``checked``."""
     drawn, std = checked(place, term, entry, size, like)
+    if term.estimate == "moments":
+        return Propagated(term.operator, drawn)
     if term.estimate == "preactivation":
         variance = term.law.variance if std is None else std.square().to(drawn.dtype)
         return Preactivation(term.operator, variance, drawn)

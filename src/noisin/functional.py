@@ -9,6 +9,8 @@ plain loop of ``noisin.reference`` for the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from operator import itemgetter
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,17 +18,29 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from noisin import reference
+from noisin import propagated, reference
 from noisin.draws import Draws, acting
 from noisin.fused import cpu
 from noisin.noise import Term
-from noisin.product import Acting, Preactivation, perturb, perturb_held
+from noisin.product import Acting, Preactivation, perturb_held
+from noisin.propagated import Propagation, Values, perturb_values
+from noisin.propagation import Moments, each, exact
 from noisin.reference import State, Weights
 from noisin.shapes import Float, Int
-from noisin.stack import Places, Stack, feeding, inside, is_held, is_sampled, places
+from noisin.stack import (
+    Places,
+    Stack,
+    carries_moments,
+    feeding,
+    inside,
+    is_held,
+    is_sampled,
+    places,
+)
 
-Path = Literal["torch", "cpu", "reference"]
+Path = Literal["torch", "cpu", "reference", "moments"]
 
+_USUAL = Propagation()
 INSIDE = (
     *("weight_ih", "recurrent", "weight_hh"),
     *("candidate", "hidden", "zoneout_hidden", "zoneout_cell"),
@@ -51,6 +65,8 @@ def path_of(
         dtype: of the input and the weights.
         device: where they are.
     """
+    if carries_moments(found, layer):
+        return "moments", "mean and variance are propagated"
     if _is_transformed():
         return "reference", "a transform of torch.func or forward-mode differentiation is active"
     refusal = cpu.refusal(stack, found, layer, dtype, device)
@@ -77,32 +93,36 @@ def _beyond_torch(stack: Stack, found: Places, layer: int) -> str:
 def recur(
     stack: Stack,
     weights: Sequence[Sequence[Tensor]],
-    x: Float[Tensor, "T B I"],
-    state: State,
+    x: Float[Tensor, "T B I"] | Moments,
+    state: tuple[Values, ...],
     *,
     noise: Term | None = None,
     draws: Draws | None = None,
     lengths: Int[Tensor, " B"] | None = None,
     path: Path | None = None,
-) -> tuple[Float[Tensor, "T B _"], State]:
+    how: Propagation | None = None,
+) -> tuple[Any, tuple[Any, ...]]:
     """Run a stack of recurrent layers.
 
     Args:
         stack: shape of the layers.
         weights: for each layer and direction, torch's parameters in torch's order (as
             ``RNNBase.all_weights`` gives them).
-        x: input, time first.
-        state: (h_0,) or (h_0, c_0), each [L·directions, B, P or H].
+        x: input, time first; a tensor or moments.
+        state: (h_0,) or (h_0, c_0), each [L·directions, B, P or H]; tensors or moments.
         noise: the terms; without them the plain network.
         draws: their draws, from ``noisin.draws.draw``; needed where there is noise.
         lengths: steps of each sequence, on the CPU; all T without it.
         path: force one path, an error where it cannot serve: ``"reference"`` is the plain loop,
             differentiable any number of times; ``"cpu"`` the fused recurrence, once;
-            ``"torch"`` torch's own kernel, where no noise acts inside.
+            ``"torch"`` torch's own kernel, where no noise acts inside; ``"moments"`` propagates
+            mean and variance.
+        how: how moments are propagated.
 
     Returns:
         The output [T, B, directions·P], 0 behind the end of a sequence, and the final state,
-        shaped as ``state``: what the next step would receive.
+        shaped as ``state``: what the next step would receive. Both are tensors, or ``Moments``
+        where some noise is propagated or moments come in.
 
     Raises:
         ValueError: the noise, the draws or the path do not fit.
@@ -110,35 +130,43 @@ def recur(
     found = places(stack, noise)
     if found and draws is None:
         raise ValueError(f"noise is data: draws must be given with {noise}")
-    _check(stack, x, state, path)
-    noisy = acting(found, draws or {}, stack, x)
-    valid = None if lengths is None else _valid(x, lengths)
-    width = len(stack.directions)
-    finals: list[State] = []
+    like = x.mean if isinstance(x, Moments) else x
+    _check(stack, like, state, path)
+    noisy = acting(found, draws or {}, stack, like)
+    valid = None if lengths is None else _valid(like, lengths)
+    width, finals = len(stack.directions), []
     for layer in range(stack.num_layers):
         rows = slice(layer * width, (layer + 1) * width)
-        chosen = _checked(path, stack, found, layer, x)
-        run = {"torch": _kernel, "cpu": _fused, "reference": _loop}[chosen]
-        initial = tuple(s[rows] for s in state)
+        initial = tuple(each(itemgetter(rows), s) for s in state)
+        given = any(isinstance(one, Moments) for one in (x, *initial))
         if is_sampled(found.get(feeding(layer), ())):
-            x = perturb(x, noisy.pop(feeding(layer), ()))  # pyright: ignore[reportArgumentType]
+            x = perturb_values(x, noisy.pop(feeding(layer), ()))
+        chosen = _checked("moments" if given and path is None else path, stack, found, layer, like)
+        if given and chosen != "moments":
+            raise ValueError(f"path={path!r} takes tensors; got moments")
+        run = _RUN.get(chosen, partial(_moments, how=how or _USUAL))
         held, within = _of_layer(stack, found, noisy, layer)
         perturbed = [
             _perturbed(stack, group, *pair) for group, pair in zip(weights[rows], held, strict=True)
         ]
         x, final = run(stack, perturbed, x, initial, lengths, within)
         finals.append(final)
-    x = perturb(x, noisy.get("output", ()))  # pyright: ignore[reportArgumentType]
-    if valid is not None:
-        x = torch.where(valid, x, 0)  # an offset at `output` shows behind the end, too
-    return x, tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
+    x = perturb_values(x, noisy.get("output", ()))
+    if valid is not None:  # an offset at `output` shows behind the end, too
+        x = each(lambda one: torch.where(valid, one, 0), x)
+    return x, tuple(each(_cat, *parts) for parts in zip(*finals, strict=True))
 
 
-def _check(stack: Stack, x: Tensor, state: State, path: str | None) -> None:
+def _cat(*parts: Tensor) -> Tensor:
+    return torch.cat(parts)
+
+
+def _check(stack: Stack, x: Tensor, state: tuple[Values, ...], path: str | None) -> None:
     """Refuse a state that would only broadcast to the right shape, and unknown paths."""
     if path not in (None, *get_args(Path)):
         raise ValueError(f"path must be one of {', '.join(get_args(Path))}; got {path!r}")
-    shapes, got = stack.state_shapes(x.shape[1]), [tuple(s.shape) for s in state]
+    shapes = stack.state_shapes(x.shape[1])
+    got = [tuple(s.mean.shape if isinstance(s, Moments) else s.shape) for s in state]
     if got != shapes:
         raise ValueError(f"the state of {stack.mode} must have shapes {shapes}, got {got}")
 
@@ -157,6 +185,10 @@ def _valid(x: Tensor, lengths: Tensor) -> Tensor:
 def _checked(path: Path | None, stack: Stack, found: Places, layer: int, x: Tensor) -> Path:
     """Return the path of a layer, or refuse the one that was asked for."""
     chosen, why = path_of(stack, found, layer, x.dtype, x.device)
+    if path == "moments" or (path is None and chosen == "moments"):
+        return "moments"
+    if chosen == "moments":
+        raise ValueError(f"path={path!r} runs tensors, and the layer takes moments; {why}")
     if path == "torch" and (_is_transformed() or _beyond_torch(stack, found, layer)):
         raise ValueError(f'path="torch" needs torch\'s own kernel to serve the layer; {why}')
     if path == "cpu" and chosen == "reference":
@@ -232,23 +264,40 @@ def _fused(
     return _by_direction(cpu.unroll, stack, weights, x, state, within, lengths=lengths)
 
 
-def _by_direction(
-    unroll: Callable[..., tuple[Tensor, State]],
+def _moments(
     stack: Stack,
     weights: Sequence[Sequence[Tensor]],
-    x: Tensor,
-    state: State,
+    x: Values,
+    state: tuple[Values, ...],
+    lengths: Tensor | None,
+    within: Sequence[dict[str, list[Acting]]],
+    how: Propagation,
+) -> tuple[Any, tuple[Any, ...]]:
+    """Run one layer over moments."""
+    x, state = exact(x), tuple(map(exact, state))
+    valid = None if lengths is None else _valid(x.mean, lengths)
+    return _by_direction(
+        *(propagated.unroll, stack, weights, x, state, within), valid=valid, how=how
+    )
+
+
+def _by_direction(
+    unroll: Callable[..., tuple[Any, tuple[Any, ...]]],
+    stack: Stack,
+    weights: Sequence[Sequence[Tensor]],
+    x: Values,
+    state: tuple[Values, ...],
     within: Sequence[dict[str, list[Acting]]],
     **options: Any,
-) -> tuple[Tensor, State]:
+) -> tuple[Any, tuple[Any, ...]]:
     """Run each direction of one layer, and put the results side by side."""
-    outputs: list[Tensor] = []
-    finals: list[State] = []
+    outputs: list[Any] = []
+    finals: list[Any] = []
     for index, direction in enumerate(stack.directions):
         output, final = unroll(
             stack.mode,
             x,
-            tuple(s[index] for s in state),
+            tuple(each(itemgetter(index), s) for s in state),
             named_weights(stack, weights[index]),
             within[index],
             reverse=direction == "_reverse",
@@ -256,8 +305,16 @@ def _by_direction(
         )
         outputs.append(output)
         finals.append(final)
-    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-    return output, tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
+    output = outputs[0] if len(outputs) == 1 else each(_beside, *outputs)
+    return output, tuple(each(_stack, *parts) for parts in zip(*finals, strict=True))
+
+
+def _beside(*parts: Tensor) -> Tensor:
+    return torch.cat(parts, -1)
+
+
+def _stack(*parts: Tensor) -> Tensor:
+    return torch.stack(parts)
 
 
 def _kernel(
@@ -287,6 +344,9 @@ def _kernel(
     )
     padded, _ = pad_packed_sequence(packed._replace(data=output), total_length=x.shape[0])
     return padded, tuple(s.index_select(1, back) for s in final)
+
+
+_RUN: dict[str, Callable[..., Any]] = {"torch": _kernel, "cpu": _fused, "reference": _loop}
 
 
 def named_weights(stack: Stack, weights: Sequence[Tensor]) -> Weights:

@@ -18,6 +18,8 @@ from noisin.shapes import Float
 def sampling(model: nn.Module) -> Iterator[nn.Module]:
     """Keep the noise of every layer of ``model`` on in evaluation, torch's ``dropout=`` with it.
 
+    Terms ``@ moments`` are drawn: averages over draws are what their propagation stands for.
+
     Example:
         >>> import noisin
         >>> layer = noisin.LSTM(4, 8, noise="hidden * Gaussian(1)").eval()
@@ -36,6 +38,33 @@ def sampling(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for layer, value in zip(layers, before, strict=True):
             layer.sampling = value
+
+
+@contextmanager
+def plain(model: nn.Module) -> Iterator[nn.Module]:
+    """Switch the noise of every layer of ``model`` off: the plain network of the same weights.
+
+    In evaluation noise that is drawn is off anyway. What draws nothing stays, being what the
+    network was trained as: ``@ moments``, and ``Zoneout`` by its expectation. Here they are off.
+
+    Example:
+        >>> import noisin
+        >>> layer = noisin.RNN(4, 8, noise="recurrent * Bernoulli(keep=0.8) @ moments").eval()
+        >>> x = torch.randn(5, 3, 4)
+        >>> with plain(layer):
+        ...     output, _ = layer(x)
+        >>> bool((output == layer(x)[0]).all())
+        False
+    """
+    layers = [module for module in model.modules() if isinstance(module, Noisy)]
+    before = [layer.silent for layer in layers]
+    try:
+        for layer in layers:
+            layer.silent = True
+        yield model
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer.silent = value
 
 
 def fold(x: Tensor, samples: int, dim: int = 1) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ from noisin import at, draws, functional
 from noisin.draws import Draws, Scaled, expected, outside_checkpoints
 from noisin.functional import Path
 from noisin.laws import Bernoulli
-from noisin.noise import Noise, Term, joined, terms_of
+from noisin.noise import Noise, Term
 from noisin.noisy import Noisy, autocasting, computing
+from noisin.propagated import Propagation
+from noisin.propagation import Moments, each, exact
 from noisin.reference import State
 from noisin.stack import Places, Stack, places
 from noisin.tracing import untraced
-from noisin.zoneout import Zoneout
 
 
 class NoisyRNNBase(Noisy, nn.RNNBase):
@@ -27,6 +29,8 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
     training, the draws come from torch's default generator, or are handed in: whatever stands
     below the draw is a deterministic function of ``draws``.
     """
+
+    propagation: Propagation = Propagation()
 
     def __init__(self, *args: Any, noise: Term | str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -53,8 +57,8 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
 
     def draw(
         self,
-        input: Tensor | PackedSequence,
-        hx: Tensor | State | None = None,
+        input: Any,
+        hx: Any = None,
         *,
         generator: torch.Generator | None = None,
     ) -> dict[str, tuple[Tensor | Scaled, ...]]:
@@ -70,10 +74,10 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
             ``noisin.draws``. torch's ``dropout=`` counts as the last term at ``between``.
             Gradients reach learned spreads through these tensors.
         """
-        x, _ = self._time_major(input)
+        x, _ = self._time_major(input.mean if isinstance(input, Moments) else input)
         return draws.draw(
             self.stack,
-            self.acting(),
+            self.on(self.acting(), given=True),
             x.shape[0],
             x.shape[1],
             spread=self._spread,
@@ -91,18 +95,23 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         draws: Draws | None = None,
         check: bool = False,
         path: Path | None = None,
+        return_moments: bool = False,
     ) -> Any:
         """Run the layers, as torch does.
 
         Args:
-            input: [T, B, I], [B, T, I] with ``batch_first``, [T, I] unbatched, or packed.
-            hx: h_0, for an LSTM (h_0, c_0); zeros without it.
+            input: [T, B, I], [B, T, I] with ``batch_first``, [T, I] unbatched, or packed; or
+                ``Moments`` of such tensors.
+            hx: h_0, for an LSTM (h_0, c_0); zeros without it. Each may be ``Moments``.
             draws: noise from ``draw``, applied whatever the mode; without it the layer draws in
                 training, and in evaluation while ``sampling``.
             check: look for NaN and infinity in the input and the given state, at the price of
                 reading them.
             path: force one path, as in ``noisin.functional.recur``: ``"reference"`` can be
                 differentiated twice.
+            return_moments: return ``Moments`` in the place of the output and of each tensor of
+                the final state, with variance 0 where nothing is propagated. Otherwise, with noise
+                ``@ moments``, they are the means.
 
         Returns:
             The output and the final state. The final h is what the next step would receive:
@@ -116,43 +125,48 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         if check:
             _check_finite(input, hx)
         noise = self._noise_of(draws)
-        plain = noise is None and draws is None and path is None
-        if plain and self.mode in functional.KERNELS:
+        moments = return_moments or isinstance(input, Moments)
+        plain = noise is None and draws is None and path is None and not moments
+        if plain and self.mode in functional.KERNELS and not _has_moments(hx):
             return super().forward(input, hx)
-        x, lengths = self._time_major(input)
+        form = input.mean if isinstance(input, Moments) else input
+        x, lengths = self._time_major(form)
         self.check_input(x, None)
         if not len(x):
             raise RuntimeError("a sequence must have at least one step, got none")
         autocast = autocasting(x.device)
         x = x.to(self._dtype(x))
-        if draws is None and (self.training or self.sampling):
-            draws = self.draw(input)
+        if draws is None and (self.training or self.sampling) and not self.silent:
+            draws = self.draw(form)
         elif draws is None:
-            draws = expected(self.stack, noise, x.shape[1], x)
-        unbatched = not isinstance(input, PackedSequence) and input.dim() == 2
+            draws = expected(self.stack, noise, x.shape[1], x, self._spread)
+        unbatched = not isinstance(form, PackedSequence) and form.dim() == 2
+        variance = self._time_major(input.variance)[0] if isinstance(input, Moments) else None
         with computing(x.device):
             output, final = functional.recur(
                 self.stack,
                 [[weight.to(x.dtype) for weight in group] for group in self.all_weights],
-                x,
+                x if variance is None else Moments(x, variance.to(x.dtype)),
                 self._state(hx, x, unbatched, autocast),
                 noise=noise,
                 draws=draws,
                 lengths=lengths,
                 path=path,
+                how=self.propagation,
             )
+        output, *final = ((exact(s) if moments else _mean(s)) for s in (output, *final))
         if unbatched:
-            final = tuple(s.squeeze(1) for s in final)
-        return self._as_given(output, input), final if self.mode == "LSTM" else final[0]
+            final = [each(lambda one: one.squeeze(1), s) for s in final]
+        output = _as_moments(lambda one: self._as_given(one, form), output)
+        return output, tuple(final) if self.mode == "LSTM" else final[0]
 
     def _noise_of(self, draws: Draws | None) -> Term | None:
         """Return the noise of this call: all of it, what evaluation leaves, or torch's alone."""
-        if draws is not None or self.sampling:
-            return self.acting()
-        if self.training:  # without noise of ours torch drops out by itself, where it can
-            torchs = self._noise is None and self.mode in functional.KERNELS
-            return None if torchs else self.acting()
-        return joined([term for term in terms_of(self._noise) if isinstance(term, Zoneout)])
+        given = draws is not None
+        torchs = self._noise is None and self.mode in functional.KERNELS
+        if torchs and self.training and not given and not self.sampling:
+            return None  # without noise of ours torch drops out by itself, where it can
+        return self.on(self.acting(), given)
 
     @property
     def is_noisy(self) -> bool:
@@ -197,17 +211,21 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         sizes = self.stack.state_shapes(x.shape[1])
         if hx is None:
             return tuple(x.new_zeros(size) for size in sizes)
-        if isinstance(hx, Tensor) == (self.mode == "LSTM"):
+        one = isinstance(hx, Tensor | Moments)
+        if one == (self.mode == "LSTM"):
             rule = "a pair of tensors (h, c)" if self.mode == "LSTM" else "a tensor"
             raise ValueError(f"hx of {self.mode} must be {rule}, got {type(hx).__name__}")
-        state = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        state = (hx,) if one else tuple(hx)
         if len(state) != len(sizes):
             raise ValueError(f"hx of {self.mode} must have {len(sizes)} tensors, got {len(state)}")
         if unbatched:
-            state = tuple(s.unsqueeze(1) for s in state)
-        for tensor, size in zip(state, sizes, strict=True):
-            self.check_hidden_size(tensor, size)
-        return tuple(s.to(x.dtype) for s in state) if autocast else state
+            state = tuple(each(lambda one: one.unsqueeze(1), s) for s in state)
+        for values, size in zip(state, sizes, strict=True):
+            for tensor in values if isinstance(values, Moments) else (values,):
+                self.check_hidden_size(tensor, size)
+        if autocast:
+            state = tuple(each(lambda one: one.to(x.dtype), s) for s in state)
+        return state  # pyright: ignore[reportReturnType]
 
     def _as_given(self, output: Tensor, input: Tensor | PackedSequence) -> Tensor | PackedSequence:
         """Return the output in the layout of the input."""
@@ -221,6 +239,20 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         if input.dim() == 2:
             return output.squeeze(1)
         return output.transpose(0, 1) if self.batch_first else output
+
+
+def _has_moments(hx: Any) -> bool:
+    several = isinstance(hx, tuple | list) and not isinstance(hx, Moments)
+    return any(isinstance(one, Moments) for one in (hx if several else (hx,)))
+
+
+def _mean(x: Tensor | Moments) -> Tensor:
+    return x.mean if isinstance(x, Moments) else x
+
+
+def _as_moments(function: Callable[[Tensor], Any], x: Tensor | Moments) -> Any:
+    """Return a function of a tensor, or of the mean and the variance."""
+    return Moments(*map(function, x)) if isinstance(x, Moments) else function(x)
 
 
 def _check_finite(input: Tensor | PackedSequence, hx: Tensor | State | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 
 from noisin.draws import Draws, Like, Scaled, act, draw_term, outside_checkpoints
 from noisin.laws import Learned
-from noisin.noise import Noise, Term, terms_of
+from noisin.noise import Noise, Term, joined, terms_of
 from noisin.product import Acting
+from noisin.propagation import exact
 from noisin.stack import Places, supported, together
 from noisin.text import parse
+from noisin.zoneout import Zoneout
 
 
 class Noisy(nn.Module):
@@ -24,10 +27,13 @@ class Noisy(nn.Module):
     Attributes:
         noise: the terms, or None. Setting it (to terms or to their text) checks that every term
             can act here, and starts learned spreads anew.
-        sampling: keep the noise on in evaluation; see ``noisin.sampling``.
+        sampling: keep the noise on in evaluation, and draw what is otherwise propagated; see
+            ``noisin.sampling``.
+        silent: switch all noise off; see ``noisin.plain``.
     """
 
     sampling: bool = False
+    silent: bool = False
     _noise: Term | None = None
 
     @property
@@ -52,6 +58,24 @@ class Noisy(nn.Module):
         """Whether anything is drawn in training, torch's ``dropout=`` included."""
         return self._noise is not None
 
+    def on(self, noise: Term | None, given: bool = False) -> Term | None:
+        """Return what of some noise acts in this call.
+
+        In training and while sampling all of it does; in evaluation what draws nothing, which is
+        the network that was trained: ``@ moments``, and ``Zoneout`` by its expectation.
+
+        Args:
+            noise: the terms.
+            given: whether draws are handed in, which are applied whatever the mode.
+        """
+        if self.silent and not given:
+            return None
+        if self.sampling:
+            noise = joined([_drawn(term) for term in terms_of(noise)])
+        if given or self.training or self.sampling:
+            return noise
+        return joined([term for term in terms_of(noise) if _draws_nothing(term)])
+
     @abstractmethod
     def resolve(self, noise: Term | None) -> Places:
         """Return where each term acts, or raise: a term cannot act here."""
@@ -73,12 +97,6 @@ class Noisy(nn.Module):
         if autocasting(input.device):
             return torch.get_autocast_dtype(input.device.type)
         return input.dtype
-
-    def _given_or_drawn(self, input: Any, draws: Draws | None) -> Draws | None:
-        """Return the noise of this call: what is given, what is drawn, or None while it is off."""
-        if draws is None and (self.training or self.sampling):
-            return self.draw(input)
-        return draws
 
     def reset_parameters(self) -> None:
         """Draw the weights anew, and set learned spreads to their start."""
@@ -163,7 +181,7 @@ class Simple(Noisy):
             raise ValueError(f"a {type(self).__name__} has no layers to index; got {term}")
 
     def draw(
-        self, input: Tensor, *, generator: torch.Generator | None = None
+        self, input: Any, *, generator: torch.Generator | None = None
     ) -> dict[str, tuple[Tensor | Scaled, ...]]:
         """Draw the noise for one call ``layer(input, draws=…)``.
 
@@ -175,10 +193,16 @@ class Simple(Noisy):
             For each site one entry a term, in most cases the final factor or offset; see
             ``noisin.draws``.
         """
+        return self._draw(self.on(self._noise, given=True), input, generator)
+
+    def _draw(
+        self, noise: Term | None, input: Any, generator: torch.Generator | None = None
+    ) -> dict[str, tuple[Tensor | Scaled, ...]]:
+        input = exact(input).mean
         source, like = outside_checkpoints(generator), self._like(input)
         kind = Like(like.dtype, like.device)
         drawn = {}
-        for place, terms in self.resolve(self._noise).items():
+        for place, terms in self.resolve(noise).items():
             entries = []
             for index, term in enumerate(terms):
                 assert isinstance(term, Noise)
@@ -188,15 +212,28 @@ class Simple(Noisy):
             drawn[place] = tuple(entries)
         return drawn
 
-    def _acting(self, input: Tensor, draws: Draws) -> dict[str, list[Acting]]:
-        """Make of each draw what acts, or raise: they are not those of this layer."""
-        found = self.resolve(self._noise)
+    def _acting(self, input: Any, draws: Draws | None) -> dict[str, list[Acting]] | None:
+        """Return what acts in this call by site, None if nothing does, or raise.
+
+        Args:
+            input: of the call.
+            draws: what is handed in, or None.
+
+        Raises:
+            ValueError: the draws are not those of this layer.
+        """
+        noise = self.on(self._noise, given=draws is not None)
+        if noise is None and not draws:
+            return None
+        if draws is None:
+            draws = self._draw(noise, input)
+        input, found = exact(input).mean, self.resolve(noise)
         if not isinstance(draws, Mapping):
             raise ValueError(f"draws must be a dict by site, got {type(draws).__name__}")
         got = {p: len(e) if isinstance(e, tuple | list) else e for p, e in draws.items()}
         if got != {place: len(terms) for place, terms in found.items()}:
             raise ValueError(
-                f"draws must hold one entry for each term of {self._noise}, by site; got {got}"
+                f"draws must hold one entry for each term of {noise}, by site; got {got}"
             )
         acting, like = {site: [] for site in self.sites}, self._like(input)
         for place, terms in found.items():
@@ -226,6 +263,17 @@ def computing(device: torch.device) -> AbstractContextManager[Any]:
     if not autocasting(device):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def _draws_nothing(term: Term) -> bool:
+    return isinstance(term, Zoneout) or (isinstance(term, Noise) and term.estimate == "moments")
+
+
+def _drawn(term: Term) -> Term:
+    """Return the term, drawn where it would be propagated."""
+    if isinstance(term, Noise) and term.estimate == "moments":
+        return replace(term, estimate="sample")
+    return term
 
 
 def _rho(place: str, index: int) -> str:

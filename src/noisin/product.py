@@ -1,10 +1,10 @@
 """W x + b under noise: in x, in W, or in the result.
 
-Noise is data here, in one of three forms. A ``Perturbation`` is a final factor or offset. A
+Noise is data here, in one of four forms. A ``Perturbation`` is a final factor or offset. A
 ``Fresh`` is noise in the weights that is drawn anew at each step: its datum is a seed a step, from
 which the backward pass draws the same matrix again, so that T matrices are never held (but where
 draws accumulate over time). A ``Preactivation`` stands for noise by the Gaussian pre-activation of
-the same mean and variance.
+the same mean and variance. A ``Propagated`` is a variance, for ``noisin.propagated``.
 """
 
 from __future__ import annotations
@@ -89,7 +89,19 @@ class Preactivation(NamedTuple):
     value: Tensor
 
 
-Acting = Perturbation | Fresh | Preactivation
+class Propagated(NamedTuple):
+    """Noise of which only the variance acts: moments go on, nothing is drawn.
+
+    Args:
+        operator: how the noise acts.
+        variance: V[ε], which broadcasts to what is perturbed at one step.
+    """
+
+    operator: Operator
+    variance: Tensor
+
+
+Acting = Perturbation | Fresh | Preactivation | Propagated
 
 
 def perturb(x: Tensor, perturbations: Sequence[Perturbation]) -> Tensor:
@@ -327,6 +339,8 @@ def by_time(acting: Sequence[Acting], time: int, weight: Tensor | None = None) -
             rows.append(_running(one, time, weight))
         elif isinstance(one, Fresh):
             rows.append([one._replace(seeds=one.seeds[t : t + 1]) for t in range(time)])
+        elif isinstance(one, Propagated):
+            rows.append([one] * time)
         else:
             values = one.value.expand(time, *one.value.shape[1:]).unbind(0)
             rows.append([one._replace(value=value) for value in values])

@@ -113,8 +113,7 @@ class Recurrence(Simple):
                 f"Recurrence: input must be [T, B, {self.input_size}] with T >= 1, "
                 f"got {list(input.shape)}"
             )
-        draws = self._given_or_drawn(input, draws)
-        noise = {} if draws is None else self._acting(input, draws)
+        noise = self._acting(input, draws) or {}
         rows = perturb(input, noise.get("input", ())).unbind(0)  # pyright: ignore[reportArgumentType]
         recurrent, hidden = (
             by_time(noise.get(site, ()), len(rows)) for site in ("recurrent", "hidden")

@@ -122,6 +122,9 @@ def places(stack: Stack, noise: Term | None) -> Places:
             found[place] = (*found.get(place, ()), term)
     for place, terms in found.items():
         together(place, terms)
+    estimates = {t.estimate for terms in found.values() for t in terms if isinstance(t, Noise)}
+    if {"moments", "preactivation"} <= estimates:
+        raise ValueError(f"@ moments meets noise that is drawn, not @ preactivation; got {noise}")
     return found
 
 
@@ -142,7 +145,7 @@ def supported(term: Term, sites: Sequence[str], owner: str) -> Noise:
     if site not in sites:
         raise ValueError(f"noise in {owner} acts at {', '.join(sites)}; got {term}")
     if term.estimate == "moments":
-        raise ValueError(f"{owner} does not support @ moments yet; got {term}")
+        _check_moments(term)
     if term.gates == "untied" and site not in INTO_A_PRODUCT:
         why = "a weight has its own draw already" if site in WEIGHTS else "one tensor is perturbed"
         raise ValueError(
@@ -163,6 +166,20 @@ def supported(term: Term, sites: Sequence[str], owner: str) -> Noise:
     if learned == "weight" and site not in WEIGHTS:
         raise ValueError(f'a spread per="weight" needs a site that is a weight; got {term}')
     return term
+
+
+def _check_moments(term: Noise) -> None:
+    """Refuse what two moments of a step cannot tell."""
+    if term.site.name == "row":
+        raise ValueError(
+            f"@ moments needs numbers; the rows of an Embedding are chosen; got {term}"
+        )
+    if term.hold != "step":
+        raise ValueError(
+            f"@ moments takes steps to be independent and draws nothing to hold; got {term}"
+        )
+    if term.gates == "untied":
+        raise ValueError(f"@ moments takes gates to be independent already; got {term}")
 
 
 def together(place: str, terms: Sequence[Term]) -> None:
@@ -231,6 +248,28 @@ def feeding(layer: int) -> str:
 def is_sampled(terms: Sequence[Term]) -> bool:
     """Return whether all terms of a place are draws that perturb the tensor itself."""
     return all(isinstance(t, Noise) and t.estimate == "sample" and t.gates == "tied" for t in terms)
+
+
+def is_propagated(terms: Sequence[Term]) -> bool:
+    """Return whether any term is estimated by moments."""
+    return any(isinstance(t, Noise) and t.estimate == "moments" for t in terms)
+
+
+def carries_moments(found: Places, layer: int) -> bool:
+    """Return whether a layer works on moments: it or one below it has noise that is propagated."""
+    return any(
+        is_propagated(terms) and _first_layer(place) <= layer
+        for place, terms in found.items()
+        if place != "output"
+    )
+
+
+def _first_layer(place: str) -> int:
+    """Return the layer where a place is felt first."""
+    if place == "input":
+        return 0
+    site, _, rest = place.partition("_l")
+    return int(rest.partition("_")[0]) + (site == "between")
 
 
 def inside(stack: Stack, found: Places, layer: int) -> list[str]:

@@ -223,6 +223,11 @@ def _plain(name: str, module: Noisy) -> type[nn.Module]:
             f"{name}: torch cannot express zoneout, which evaluation keeps as its expectation; "
             f"got {module.noise}"
         )
+    if any(getattr(term, "estimate", "") == "moments" for term in terms_of(module.noise)):
+        raise ValueError(
+            f"{name}: torch cannot express @ moments, which evaluation keeps; for the plain "
+            f"network of the same weights set noise = None first; got {module.noise}"
+        )
     if isinstance(module, NoisyRNNBase) and module.mode == "RNN_SIGMOID":
         raise ValueError(f"{name}: torch has no RNN of nonlinearity 'sigmoid', got {module}")
     for theirs, ours in OURS.items():

@@ -68,7 +68,7 @@ def _packed(library: Any, matrix: Tensor, rows: int) -> Tensor:
     target = torch.empty((size + 3) // 4)
     library.cblas_sgemm_pack(
         *(_BY_ROWS, _SECOND, _TURNED if turned else _PLAIN, rows, columns, inner, 1.0),
-        *(source.data_ptr(), source.stride(0), target.data_ptr()),
+        *(source.data_ptr(), max(source.stride(0), source.shape[1]), target.data_ptr()),
     )
     return target
 

@@ -26,7 +26,15 @@ def log_probability(logits: Tensor, index: Tensor) -> Tensor:
 
     Returns:
         [...], a_x - max a - log Σ_v exp(a_v - max a).
+
+    Raises:
+        ValueError: not as many classes as rows.
     """
+    if index.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"there must be one class for each row of the logits, {list(logits.shape[:-1])}; "
+            f"got {list(index.shape)}"
+        )
     if _pays(logits):
         rows = logits.reshape(-1, logits.shape[-1])
         return _LogProbability.apply(rows, index.reshape(-1)).view(index.shape)  # pyright: ignore
@@ -63,7 +71,8 @@ class _LogProbability(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
         logits, index, peak, total = ctx.saved_tensors
         grad = grads[0].unsqueeze(-1)
-        if torch.is_grad_enabled():  # somebody differentiates again: torch knows how
+        batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # pyright: ignore[reportAttributeAccessIssue]
+        if torch.is_grad_enabled() or batched:  # to differentiate again; is_grads_batched
             at = torch.zeros_like(logits).scatter(-1, index, 1.0)
             return grad * (at - logits.softmax(-1)), None
         found, scale = torch.empty_like(logits), -grad / total

@@ -107,7 +107,7 @@ class Compiled:
 
     def forward(self, t: int, product: Tensor) -> None:
         """From W_hh h_{t-1} to h_t before a projection."""
-        LIBRARY.forward(self._at, t, product.data_ptr())
+        LIBRARY.forward(self._at, t, _address(product))
 
     def emit(self, t: int) -> None:
         """z_t: h_t under the noise of ``hidden`` and zoneout."""

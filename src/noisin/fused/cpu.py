@@ -18,7 +18,7 @@ from noisin.fused import compiled
 from noisin.fused.buffers import Buffers, Gradients
 from noisin.fused.compiled import Compiled
 from noisin.fused.eager import Eager
-from noisin.fused.given import DIFFERENTIABLE, NOISE, Given, Kept
+from noisin.fused.given import DIFFERENTIABLE, NOISE, Given, Kept, checked
 from noisin.fused.gradients import of_noise, of_weights
 from noisin.fused.products import multiply
 from noisin.fused.recurrent import Drawn, Recurrent, Tied, Untied
@@ -108,7 +108,7 @@ def unroll(
         state[1] if len(state) > 1 else None,
         *(*hidden, *recurrent, *candidate, *masks),
         None if fresh is None else fresh.std,
-        None if lengths is None else lengths.to(torch.int64),
+        None if lengths is None else lengths.to(torch.int64).contiguous(),
         None if fresh is None else fresh.seeds,
         *(term, mode, reverse),
     )[:3]
@@ -205,12 +205,12 @@ def _biases(given: Given) -> tuple[Tensor | None, Tensor | None]:
     """Return b_ih + b_hh, and b_hn of a GRU, which the first then lacks."""
     of_x, of_h = given.bias_ih, given.bias_hh
     if of_h is None:
-        return of_x, None
+        return _contiguous(of_x), None
     inner = None
     if given.mode == "GRU":
         gates, inner = of_h[: -_hidden(given)], of_h[-_hidden(given) :].contiguous()
         of_h = torch.cat((gates, torch.zeros_like(inner)))
-    return of_h if of_x is None else of_x + of_h, inner
+    return _contiguous(of_h) if of_x is None else of_x + of_h, inner
 
 
 def _new(given: Given, gates: Tensor) -> Kept:
@@ -266,7 +266,7 @@ def _backward(given: Given, buffers: Buffers, grads: Gradients, product: Recurre
 
 def _recurrence(*args: Any) -> tuple[Tensor, ...]:
     """Return the output, the final h and c, and what ``Kept`` names behind the output."""
-    given = Given(*args)
+    given = checked(Given(*args))
     kept = _new(given, _inputs(given))
     buffers, product = _buffers(given, kept), _product(given)
     _forward(given, buffers, product)
@@ -351,6 +351,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _back(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    batched = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
+    if any(one is not None and batched(one) for one in grads):
+        raise RuntimeError(
+            "the fused recurrence has one gradient at a time; for vectorized ones run the plain "
+            'loop, path="reference"; got is_grads_batched=True'
+        )
     count, saved = len(Kept._fields), ctx.saved_tensors  # once: a checkpoint computes them anew
     kept, given = saved[:count], (*saved[count:], *ctx.rest)
     wanted = list(ctx.needs_input_grad[: len(DIFFERENTIABLE)])

@@ -169,7 +169,7 @@ class _Elman:
         h = b.gates[t]
         slope = {
             "RNN_TANH": lambda: 1 - h**2,
-            "RNN_RELU": lambda: (h > 0).to(h.dtype),
+            "RNN_RELU": lambda: (~(h <= 0)).to(h.dtype),
             "RNN_SIGMOID": lambda: h * (1 - h),
         }[b.mode]()
         torch.mul(grads.inner, slope, out=grads.gates[t])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -71,3 +72,41 @@ class Kept(NamedTuple):
     cells: Tensor
     extra: Tensor
     states: Tensor
+
+
+def checked(given: Given) -> Given:
+    """Return what is given, or refuse what the compiled code would read as something else.
+
+    Raises:
+        ValueError: a shape or a dtype that does not fit the input and W_hh.
+    """
+    (time, batch, size), (rows, state) = given.x.shape, given.weight_hh.shape
+    gates = {"LSTM": 4, "GRU": 3}.get(given.mode, 1)
+    hidden = rows // gates
+    wide = gates * state
+    rule = {
+        "x": [(time, batch, size if given.weight_ih is not None else rows)],
+        "weight_ih": [(rows, size)],
+        "weight_hh": [(gates * hidden, state if given.weight_hr is not None else hidden)],
+        "bias_ih": [(rows,)],
+        "bias_hh": [(rows,)],
+        "weight_hr": [(state, hidden)],
+        "h0": [(batch, state)],
+        "c0": [(batch, hidden)],
+        "lengths": [(batch,)],
+    }
+    for name in NOISE:
+        units = [hidden] if name.startswith(("candidate", "cell")) else [state]
+        units += [wide] if name.startswith("recurrent") else []
+        rule[name] = [(steps, batch, unit) for steps in (time, 1) for unit in units]
+    for name, shapes in rule.items():
+        tensor = getattr(given, name)
+        if tensor is None:
+            continue
+        dtype = torch.int64 if name == "lengths" else given.x.dtype
+        if tuple(tensor.shape) not in shapes or tensor.dtype != dtype:
+            raise ValueError(
+                f"{name} must be {' or '.join(str(list(shape)) for shape in shapes)} in {dtype}; "
+                f"got {list(tensor.shape)} in {tensor.dtype}"
+            )
+    return given

@@ -5,7 +5,7 @@
    products; each has a twin in torch's operations in noisin.fused.eager, which says what it
    computes and runs where this file was not compiled. The functions of a whole walk through time
    also take the products, by a function they are handed. What sequences do at a step is shared among
-   threads, where a function that runs them is handed over; the result does not depend on it.
+   threads, where a function that runs them is handed over; their number does not change a bit.
 
    Letters: T steps, B sequences, H hidden units, P size of h (H without a projection), G gates. */
 
@@ -355,7 +355,7 @@ CLONES static void rnn_backward(const Pass *p, int64_t t, int64_t from, int64_t 
         const float *h = p->gates + (t * p->batch + b) * H, *restrict dh = p->grad_inner + b * H;
         float *da = p->grad_gates + (t * p->batch + b) * H;
         if (p->nonlinearity == 0) EACH(j, H) da[j] = dh[j] * (1 - h[j] * h[j]);
-        if (p->nonlinearity == 1) EACH(j, H) da[j] = h[j] > 0 ? dh[j] : 0.0f;
+        if (p->nonlinearity == 1) EACH(j, H) da[j] = h[j] <= 0 ? 0.0f : dh[j];
         if (p->nonlinearity == 2) EACH(j, H) da[j] = dh[j] * h[j] * (1 - h[j]);
     }
 }

@@ -118,7 +118,7 @@ class Untied:
     def forward(self, t: int, z: Tensor) -> Tensor:
         """Return the product of step t."""
         seen = self._seen(z, now(self._factor, t), now(self._offset, t))
-        return torch.bmm(seen, self._blocks.mT).transpose(0, 1).flatten(1)
+        return torch.bmm(seen, self._blocks.mT).transpose(0, 1).flatten(1).contiguous()
 
     def backward(self, t: int, z: Tensor, grad: Tensor, carry: Tensor) -> None:
         """Add what step t sends back."""

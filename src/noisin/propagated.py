@@ -1,0 +1,326 @@
+"""The recurrence over moments: one step of each cell, and the loop over time.
+
+What ``noisin.reference`` does to tensors happens here to mean and variance. Every number is taken
+to be independent of all others: of the gates of one unit among each other, and of x_t and h_{t-1},
+which share their past. The state that is carried is a mean and a variance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from noisin import propagation
+from noisin.product import Acting, Fresh, Perturbation, Propagated, by_time, perturb
+from noisin.propagation import Form, Moments, added_variance, exact, mixed, noisy, product, total
+from noisin.reference import Inside, Weights
+from noisin.shapes import Bool
+
+State = tuple[Moments, ...]
+Values = Tensor | Moments
+Step = Callable[["Propagation", Moments, Moments, State, "Tensor | None", Sequence[Acting]], State]
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """How moments are propagated.
+
+    Args:
+        form: approximation of tanh and σ; see ``noisin.propagation``.
+        own_variance: keep the variance that the input of a product has of itself. Without it
+            only the noise at that product counts, V[a] = W² (V[ε] E[x]²), as Wang & Manning have
+            it.
+
+    Raises:
+        ValueError: an unknown form.
+    """
+
+    form: Form = "mixture"
+    own_variance: bool = True
+
+    def __post_init__(self) -> None:
+        propagation.checked_form(self.form)
+
+    def tanh(self, x: Moments) -> Moments:
+        """Return the moments of tanh."""
+        return propagation.tanh(x, self.form)
+
+    def sigmoid(self, x: Moments) -> Moments:
+        """Return the moments of the logistic sigmoid."""
+        return propagation.sigmoid(x, self.form)
+
+    def relu(self, x: Moments) -> Moments:
+        """Return the moments of the rectifier."""
+        return propagation.relu(x)
+
+
+def perturb_values(x: Values, acting: Sequence[Acting]) -> Values:
+    """Return a tensor or moments under noise; a tensor under propagated noise becomes moments."""
+    if isinstance(x, Moments) or any(isinstance(one, Propagated) for one in acting):
+        return perturbed(exact(x), acting)
+    return perturb(x, acting)  # pyright: ignore[reportArgumentType]
+
+
+def perturbed(x: Moments, acting: Sequence[Acting]) -> Moments:
+    """Return moments under noise that is drawn, or itself propagated, from left to right."""
+    for one in acting:
+        if isinstance(one, Propagated):
+            x = noisy(x, one.operator, one.variance)
+        elif isinstance(one, Perturbation) and one.operator == "*":
+            x = Moments(x.mean * one.value, x.variance * one.value.square())
+        elif isinstance(one, Perturbation):
+            x = Moments(x.mean + one.value, x.variance)
+        else:
+            raise ValueError(
+                "moments go with noise that is drawn or propagated, not pre-activation"
+            )
+    return x
+
+
+class Matrix(NamedTuple):
+    """A weight matrix and what variances need of it.
+
+    Args:
+        mean: E[W] [R, F].
+        square: E[W²], by element: what V[x] is multiplied with.
+        variance: V[W], or None if nothing in it is random.
+    """
+
+    mean: Tensor
+    square: Tensor
+    variance: Tensor | None
+
+
+class Product(NamedTuple):
+    """W x + b over moments; made by ``noisy_product``.
+
+    Args:
+        matrix: one for all steps, or None: another at each.
+        bias: b [R] or None.
+        on_x: what acts on x, at all steps together.
+        on_x_at: the same, step by step.
+        weight: W [R, F].
+        drawn_at: what is drawn in W for each step.
+        own_variance: see ``Propagation``.
+    """
+
+    matrix: Matrix | None
+    bias: Tensor | None
+    on_x: Sequence[Acting]
+    on_x_at: list[list[Any]]
+    weight: Tensor
+    drawn_at: list[list[Any]]
+    own_variance: bool
+
+
+def noisy_product(
+    weight: Tensor,
+    bias: Tensor | None,
+    on_x: Sequence[Acting],
+    on_weight: Sequence[Acting],
+    time: int,
+    own_variance: bool = True,
+) -> Product:
+    """Prepare W x + b over moments.
+
+    Args:
+        weight: W [R, F], with the noise that is held in it.
+        bias: b [R] or None.
+        on_x: what acts on x.
+        on_weight: what acts on W: all of it propagated, or all of it drawn at each step.
+        time: T.
+        own_variance: see ``Propagation``.
+    """
+    fresh = any(isinstance(one, Fresh) for one in on_weight)
+    return Product(
+        None if fresh else _matrix(weight, on_weight),
+        bias,
+        on_x,
+        by_time(on_x, time),
+        weight,
+        by_time(on_weight if fresh else (), time, weight),
+        own_variance,
+    )
+
+
+def _matrix(weight: Tensor, on_weight: Sequence[Acting]) -> Matrix:
+    if not on_weight:
+        return Matrix(weight, weight.square(), None)
+    variance = torch.zeros_like(weight)
+    for one in on_weight:
+        assert isinstance(one, Propagated)
+        variance = variance + added_variance(weight, variance, one.operator, one.variance)
+    return Matrix(weight, weight.square() + variance, variance)
+
+
+def multiply_all(given: Product, x: Moments) -> Moments:
+    """Return the products of all steps, x [T, …, F] to [T, …, R]."""
+    if given.matrix is None:
+        rows = zip(x.mean.unbind(0), x.variance.unbind(0), strict=True)
+        found = [multiply(given, t, Moments(*row)) for t, row in enumerate(rows)]
+        return Moments(*map(torch.stack, zip(*found, strict=True)))
+    return _multiplied(given, given.matrix, given.on_x, x)
+
+
+def multiply(given: Product, t: int, x: Moments) -> Moments:
+    """Return the product of step t, x [B, F] to [B, R]."""
+    matrix = given.matrix
+    if matrix is None:
+        weight = given.weight
+        for one in given.drawn_at[t]:
+            value = one.final(0, weight) if isinstance(one, Fresh) else one.value
+            weight = weight * value if one.operator == "*" else weight + value
+        matrix = _matrix(weight, ())
+    return _multiplied(given, matrix, given.on_x_at[t], x)
+
+
+def _multiplied(given: Product, matrix: Matrix, on_x: Sequence[Acting], x: Moments) -> Moments:
+    if not given.own_variance:
+        x = Moments(x.mean, torch.zeros_like(x.variance))
+    gates = max([1, *(one.gates for one in on_x if isinstance(one, Perturbation))])
+    if gates > 1:
+        return _by_gate(given, matrix, on_x, x, gates)
+    x = perturbed(x, on_x)
+    mean = functional.linear(x.mean, matrix.mean, given.bias)
+    variance = functional.linear(x.variance, matrix.square)
+    if matrix.variance is not None:
+        variance = variance + functional.linear(x.mean.square(), matrix.variance)
+    return Moments(mean, variance)
+
+
+def _by_gate(
+    given: Product, matrix: Matrix, on_x: Sequence[Acting], x: Moments, gates: int
+) -> Moments:
+    """Multiply each gate's block with what that gate sees of x."""
+    parts = []
+    for gate in range(gates):
+        seen = [
+            one._replace(value=one.value.chunk(gates, -1)[gate], gates=1)
+            if isinstance(one, Perturbation) and one.gates > 1
+            else one
+            for one in on_x
+        ]
+        blocks = [None if one is None else one.chunk(gates)[gate] for one in matrix]
+        bias = None if given.bias is None else given.bias.chunk(gates)[gate]
+        own = given._replace(bias=bias)
+        parts.append(_multiplied(own, Matrix(*blocks), seen, x))  # pyright: ignore
+    return Moments(*(torch.cat(part, -1) for part in zip(*parts, strict=True)))
+
+
+def _elman(name: str) -> Step:
+    def step(how, a, u, state, hr, candidate) -> State:
+        """h_t = f(a_t + u_t), with f the cell's nonlinearity."""
+        return (getattr(how, name)(total(a, u)),)
+
+    return step
+
+
+def gru_step(how, a, u, state, hr, candidate) -> State:
+    """r, z = σ(a + u); n = tanh(a_n + r ⊙ u_n); h_t = (1 - z) ⊙ n + z ⊙ h_{t-1}."""
+    (a_r, a_z, a_n), (u_r, u_z, u_n) = _gates(a, 3), _gates(u, 3)
+    reset, update = how.sigmoid(total(a_r, u_r)), how.sigmoid(total(a_z, u_z))
+    new = perturbed(how.tanh(total(a_n, product(reset, u_n))), candidate)
+    return (mixed(update, state[0], new),)
+
+
+def lstm_step(how, a, u, state, hr, candidate) -> State:
+    """c_t = σ(f) ⊙ c_{t-1} + σ(i) ⊙ tanh(g); h_t = σ(o) ⊙ tanh(c_t), projected if asked."""
+    i, f, g, o = _gates(total(a, u), 4)
+    new = perturbed(how.tanh(g), candidate)
+    cell = total(product(how.sigmoid(f), state[1]), product(how.sigmoid(i), new))
+    hidden = product(how.sigmoid(o), how.tanh(cell))
+    return (hidden if hr is None else propagation.linear(hidden, hr), cell)
+
+
+STEPS: dict[str, Step] = {
+    "RNN_TANH": _elman("tanh"),
+    "RNN_RELU": _elman("relu"),
+    "RNN_SIGMOID": _elman("sigmoid"),
+    "GRU": gru_step,
+    "LSTM": lstm_step,
+}
+
+
+def _gates(x: Moments, count: int) -> list[Moments]:
+    pairs = zip(x.mean.chunk(count, -1), x.variance.chunk(count, -1), strict=True)
+    return [Moments(*pair) for pair in pairs]
+
+
+def unroll(
+    mode: str,
+    x: Moments,
+    state: State,
+    weights: Weights,
+    inside: Inside | None = None,
+    *,
+    valid: Bool[Tensor, "T B 1"] | None = None,
+    reverse: bool = False,
+    how: Propagation,
+) -> tuple[Moments, State]:
+    """Run one layer in one direction; as ``noisin.reference.unroll``, over moments.
+
+    Zoneout's mask m is drawn: z_t ← m ⊙ z_{t-1} + (1 - m) ⊙ z_t.
+
+    Args:
+        mode: key of ``STEPS``.
+        x: moments of the input, [T, B, I].
+        state: of h_0, for an LSTM of h_0 and c_0.
+        weights: parameters of the layer and direction.
+        inside: what acts here, by site.
+        valid: which steps belong to a sequence; where False the state is kept and the output 0.
+        reverse: run from the last step to the first.
+        how: which approximations.
+
+    Returns:
+        The moments of z [T, B, P], and of the state after the last step.
+    """
+    step, size, inside = STEPS[mode], x.mean.shape[0], inside or {}
+    products = (
+        noisy_product(matrix, bias, inside.get(on_x, ()), inside.get(on_weight, ()), size, own)
+        for matrix, bias, on_x, on_weight, own in (
+            (weights.ih, weights.bias_ih, "input", "weight_ih", how.own_variance),
+            (weights.hh, weights.bias_hh, "recurrent", "weight_hh", how.own_variance),
+        )
+    )
+    of_x, of_h = products
+    inputs = _unbound(multiply_all(of_x, x))
+    candidate, hidden, *kept = (
+        by_time(inside.get(site, ()), size)
+        for site in ("candidate", "hidden", "zoneout_hidden", "zoneout_cell")
+    )
+    outputs: list[Moments] = []
+    for t in reversed(range(size)) if reverse else range(size):
+        recurrent = multiply(of_h, t, state[0])
+        new = step(how, inputs[t], recurrent, state, weights.hr, candidate[t])
+        new = (perturbed(new[0], hidden[t]), *new[1:])
+        new = tuple(
+            _between(masks[t][0].value, old, one) if masks[t] else one
+            for one, old, masks in zip(new, state, kept, strict=False)
+        )
+        if valid is None:
+            outputs.append(new[0])
+        else:
+            here = valid[t]
+            outputs.append(Moments(*(torch.where(here, one, 0) for one in new[0])))
+            new = tuple(
+                Moments(*(torch.where(here, n, s) for n, s in zip(now, before, strict=True)))
+                for now, before in zip(new, state, strict=True)
+            )
+        state = new
+    outputs = outputs[::-1] if reverse else outputs
+    return Moments(*map(torch.stack, zip(*outputs, strict=True))), state
+
+
+def _unbound(x: Moments) -> list[Moments]:
+    return [Moments(*row) for row in zip(x.mean.unbind(0), x.variance.unbind(0), strict=True)]
+
+
+def _between(mask: Tensor, old: Moments, new: Moments) -> Moments:
+    """Return the moments of m s + (1 - m) t for a given m."""
+    variance = (1 - mask).square() * new.variance + mask.square() * old.variance
+    return Moments(torch.lerp(new.mean, old.mean, mask), variance)
