@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from noisin import propagation
+from noisin.fused import squash
 from noisin.product import Acting, Fresh, Perturbation, Propagated, by_time, perturb
 from noisin.propagation import Form, Moments, added_variance, exact, mixed, noisy, product, total
 from noisin.reference import Inside, Weights
@@ -48,11 +49,11 @@ class Propagation:
 
     def tanh(self, x: Moments) -> Moments:
         """Return the moments of tanh."""
-        return propagation.tanh(x, self.form)
+        return squash.tanh(x) if self.form == "mixture" else propagation.tanh(x, self.form)
 
     def sigmoid(self, x: Moments) -> Moments:
         """Return the moments of the logistic sigmoid."""
-        return propagation.sigmoid(x, self.form)
+        return squash.sigmoid(x) if self.form == "mixture" else propagation.sigmoid(x, self.form)
 
     def relu(self, x: Moments) -> Moments:
         """Return the moments of the rectifier."""

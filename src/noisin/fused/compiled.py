@@ -184,6 +184,9 @@ def load() -> Any:
     step = (ctypes.c_void_p, ctypes.c_int64)
     library.forward.argtypes = (*step, ctypes.c_void_p)
     library.backward.argtypes = library.emit.argtypes = library.absorb.argtypes = step
+    numbers = (ctypes.c_int64, ctypes.c_float)
+    library.squash.argtypes = (*numbers, *(ctypes.c_void_p,) * 4)
+    library.squash_back.argtypes = (*numbers, *(ctypes.c_void_p,) * 6)
     library.walk_forward.argtypes = library.walk_backward.argtypes = (ctypes.c_void_p,)
     return library
 

@@ -141,6 +141,90 @@ INLINE float hyperbolic(float x) {
     return (x < 0.0f ? m : -m) / (2.0f + m);
 }
 
+/* Moments of tanh(a) and of the logistic sigmoid for normal a; noisin.propagation has the formulas.
+
+   With k = q / sqrt(1 + 2 q^2 v) and e = exp(-k^2 m^2), M = sum c erf(k m) and
+   S, Q, R = 2 / sqrt(pi) sum c k^1, 3, 5 e: the slopes of M are S and -m Q, those of S are -2 m Q
+   and 2 m^2 R - Q. */
+typedef struct {
+    float shift, s, q, r; /* M(v) - M(0), S(0) - S(v), Q(0) - Q(v), and of v alone: R(v) */
+    float q_here;         /* Q(v) */
+} Mixture;
+
+/* erf x to 1.5e-7 of e = exp(-x^2), Abramowitz and Stegun 7.1.26. */
+INLINE float error_function(float x, float e) {
+    const float t = 1.0f / (1.0f + 0.3275911f * magnitude(x));
+    float sum = 1.061405429f;
+    sum = sum * t - 1.453152027f;
+    sum = sum * t + 1.421413741f;
+    sum = sum * t - 0.284496736f;
+    sum = sum * t + 0.254829592f;
+    const float y = 1.0f - sum * t * e;
+    return x < 0.0f ? -y : y;
+}
+
+INLINE float bell(float x) {
+    float power, p;
+    exponential(-x * x, &power, &p);
+    return power + power * p;
+}
+
+INLINE void add_part(Mixture *sum, float share, float slope, float mean, float variance) {
+    const float wide = 1.0f + 2.0f * slope * slope * variance;
+    const float k = slope / __builtin_sqrtf(wide), k2 = k * k, q2 = slope * slope;
+    const float here = k * mean, there = slope * mean;
+    const float e = bell(here), e0 = bell(there), norm = 1.1283791671f * share;
+    sum->shift += share * (error_function(here, e) - error_function(there, e0));
+    const float s0 = norm * slope * e0, s = norm * k * e;
+    sum->s += s0 - s;
+    sum->q += s0 * q2 - s * k2;
+    sum->q_here += s * k2;
+    sum->r += s * k2 * k2;
+}
+
+INLINE Mixture mixture(float mean, float variance) {
+    Mixture sum = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
+    add_part(&sum, 0.0886673456f, 0.4764472635f, mean, variance);
+    add_part(&sum, 0.4178972674f, 0.7087913120f, mean, variance);
+    add_part(&sum, 0.4140872391f, 1.0357799047f, mean, variance);
+    add_part(&sum, 0.0793481479f, 1.4978223619f, mean, variance);
+    return sum;
+}
+
+/* `half`: 1 of tanh(a), 0.5 of the sigmoid, (1 + tanh(a / 2)) / 2. */
+PUBLIC CLONES void squash(int64_t size, float half, const float *restrict mean,
+                          const float *restrict variance, float *restrict out,
+                          float *restrict spread) {
+    EACH(j, size) {
+        const float m = half * mean[j], plain = hyperbolic(m);
+        const Mixture x = mixture(m, half * half * variance[j]);
+        const float all = x.s - x.shift * (2.0f * plain + x.shift);
+        const int fixed = variance[j] <= 0.0f; /* what is left is rounding */
+        out[j] = (half < 1.0f ? logistic(mean[j]) : plain) + half * x.shift;
+        spread[j] = all < 0.0f || fixed ? 0.0f : half * half * all;
+    }
+}
+
+PUBLIC CLONES void squash_back(int64_t size, float half, const float *restrict mean,
+                               const float *restrict variance, const float *restrict of_out,
+                               const float *restrict of_spread, float *restrict of_mean,
+                               float *restrict of_variance) {
+    EACH(j, size) {
+        const float m = half * mean[j], plain = hyperbolic(m);
+        const Mixture x = mixture(m, half * half * variance[j]);
+        const float slope = 1.0f - plain * plain, twice = 2.0f * plain + x.shift;
+        const float all = x.s - x.shift * twice;
+        const float dm = half * of_out[j];
+        const int fixed = variance[j] <= 0.0f;
+        const float dv = all < 0.0f && !fixed ? 0.0f : half * half * of_spread[j];
+        const float v_by_mean = x.s * twice - 2.0f * m * x.q - x.shift * (2.0f * slope - x.s);
+        const float v_by_variance =
+            x.q_here - 2.0f * m * m * x.r + 2.0f * m * x.q_here * (plain + x.shift);
+        of_mean[j] = half * (dm * (slope - x.s) + dv * v_by_mean);
+        of_variance[j] = half * half * (dv * v_by_variance - dm * m * x.q_here);
+    }
+}
+
 INLINE const float *now(Noise noise, int64_t t, int64_t row, int64_t width) {
     return noise.at ? noise.at + t * noise.stride + row * width : NULL;
 }
