@@ -36,6 +36,9 @@ class Propagation:
         own_variance: keep the variance that the input of a product has of itself. Without it
             only the noise at that product counts, V[a] = W² (V[ε] E[x]²), as Wang & Manning have
             it.
+        recurrent_mean: what E[W_hh h_{t-1}] is multiplied with, and its variance is not. The
+            equations have 1. The code that preceded the fast-dropout paper has (1 - p) / p in
+            these terms: it scales the recurrent mean by the probability to drop.
 
     Raises:
         ValueError: an unknown form.
@@ -43,6 +46,7 @@ class Propagation:
 
     form: Form = "mixture"
     own_variance: bool = True
+    recurrent_mean: float = 1.0
 
     def __post_init__(self) -> None:
         propagation.checked_form(self.form)
@@ -108,6 +112,7 @@ class Product(NamedTuple):
         weight: W [R, F].
         drawn_at: what is drawn in W for each step.
         own_variance: see ``Propagation``.
+        scale: of the mean alone.
     """
 
     matrix: Matrix | None
@@ -117,6 +122,7 @@ class Product(NamedTuple):
     weight: Tensor
     drawn_at: list[list[Any]]
     own_variance: bool
+    scale: float
 
 
 def noisy_product(
@@ -126,6 +132,7 @@ def noisy_product(
     on_weight: Sequence[Acting],
     time: int,
     own_variance: bool = True,
+    scale: float = 1.0,
 ) -> Product:
     """Prepare W x + b over moments.
 
@@ -136,6 +143,7 @@ def noisy_product(
         on_weight: what acts on W: all of it propagated, or all of it drawn at each step.
         time: T.
         own_variance: see ``Propagation``.
+        scale: of the mean alone, see ``Propagation.recurrent_mean``.
     """
     fresh = any(isinstance(one, Fresh) for one in on_weight)
     return Product(
@@ -146,6 +154,7 @@ def noisy_product(
         weight,
         by_time(on_weight if fresh else (), time, weight),
         own_variance,
+        scale,
     )
 
 
@@ -187,7 +196,8 @@ def _multiplied(given: Product, matrix: Matrix, on_x: Sequence[Acting], x: Momen
     if gates > 1:
         return _by_gate(given, matrix, on_x, x, gates)
     x = perturbed(x, on_x)
-    mean = functional.linear(x.mean, matrix.mean, given.bias)
+    seen = x.mean if given.scale == 1 else x.mean * given.scale
+    mean = functional.linear(seen, matrix.mean, given.bias)
     variance = functional.linear(x.variance, matrix.square)
     if matrix.variance is not None:
         variance = variance + functional.linear(x.mean.square(), matrix.variance)
@@ -281,14 +291,13 @@ def unroll(
         The moments of z [T, B, P], and of the state after the last step.
     """
     step, size, inside = STEPS[mode], x.mean.shape[0], inside or {}
-    products = (
-        noisy_product(matrix, bias, inside.get(on_x, ()), inside.get(on_weight, ()), size, own)
-        for matrix, bias, on_x, on_weight, own in (
-            (weights.ih, weights.bias_ih, "input", "weight_ih", how.own_variance),
-            (weights.hh, weights.bias_hh, "recurrent", "weight_hh", how.own_variance),
-        )
+    on_x, on_weight = inside.get("input", ()), inside.get("weight_ih", ())
+    of_x = noisy_product(weights.ih, weights.bias_ih, on_x, on_weight, size, how.own_variance)
+    on_h, on_weight = inside.get("recurrent", ()), inside.get("weight_hh", ())
+    of_h = noisy_product(
+        *(weights.hh, weights.bias_hh, on_h, on_weight, size),
+        *(how.own_variance, how.recurrent_mean),
     )
-    of_x, of_h = products
     inputs = _unbound(multiply_all(of_x, x))
     candidate, hidden, *kept = (
         by_time(inside.get(site, ()), size)

@@ -228,6 +228,9 @@ def evaluate_command(
         Path | None,
         typer.Option("--log-probs", help="JSON file of every token's own."),
     ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="The plain network, of a run trained by moments.")
+    ] = False,
 ) -> None:
     """Score a run, or the average of several; with --samples also averaged over draws."""
     if split not in SPLITS:
@@ -237,7 +240,9 @@ def evaluate_command(
     if log_probs is not None and len(runs) > 1:
         raise LabError(f"--log-probs takes one run, got {len(runs)}")
     loaded = evaluate.load_all(runs, data_dir)
-    scores = evaluate.evaluate(loaded, split, samples, seed)
+    if plain and samples:
+        raise LabError(f"--plain has no noise to draw; got --samples {samples}")
+    scores = evaluate.evaluate(loaded, split, samples, seed, plain)
     if log_probs is not None:
         with write_aside(log_probs) as file:
             file.write(json.dumps(evaluate.log_probabilities(loaded[0], split)).encode())
@@ -249,7 +254,8 @@ def evaluate_command(
     for column in (split, *scores[0]):
         table.add_column(column)
     for k, score in scores.items():
-        how = f"average of {k} draws" if k else "noise off"
+        how = "moments" if evaluate.propagates(loaded[0]) and not plain else "noise off"
+        how = f"average of {k} draws" if k else how
         table.add_row(how, *(f"{value:.4f}" for value in score.values()))
     console.print(table)
 

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from noisin.lab.data import NAMES
+from noisin.propagation import Form
 from noisin.text import parse
 
 Positive = Annotated[float, Field(gt=0)]
@@ -143,12 +144,28 @@ class MusicConfig(Config):
 
     Args:
         output_bias: start of the output layer's biases; torch's own start without it.
-        chunk: longest stretch of a piece in training; each begins from a state of zeros.
+        chunk: longest stretch of a piece in training; each begins from the first state.
+        padding: of shorter stretches in training, ``masked`` behind them, or silence in ``front``,
+            up to ``chunk`` and counted in the loss, as the fast-dropout paper has it.
+        learned_state: train the first state; zeros without it.
+        init_std: the recurrent and output weights start normal; torch's own start without it.
+        init_std_input: the input weights likewise.
+        moments: how tanh and σ are propagated; see ``noisin.propagation``.
+        final_moments: whether the read-out sees the variance of the hidden state, or its mean
+            alone.
+        recurrent_mean: see ``noisin.Propagation``; 1 are the equations.
     """
 
     task: Literal["music"] = "music"
     output_bias: float | None = None
     chunk: Count = 100
+    padding: Literal["masked", "front"] = "masked"
+    learned_state: bool = False
+    init_std: Positive | None = None
+    init_std_input: Positive | None = None
+    moments: Form = "mixture"
+    final_moments: bool = True
+    recurrent_mean: Positive = 1.0
 
 
 class WordsConfig(Config):

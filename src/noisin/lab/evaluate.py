@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from noisin.inference import plain
 from noisin.lab import LabError, checkpoint, records, tasks
 from noisin.lab.music import MusicTask
 from noisin.lab.records import Record
 from noisin.lab.rolls import Roll
 from noisin.lab.task import Corpus, Scores, Task
 from noisin.lab.words import WordTask
+from noisin.noise import terms_of
+from noisin.text import parse
 
 
 @dataclass(frozen=True)
@@ -67,15 +71,22 @@ def load_all(paths: Sequence[Path], data_dir: Path | None = None) -> list[Run]:
 
 
 def evaluate(
-    runs: Sequence[Run], split: str = "test", samples: Sequence[int] = (), seed: int = 0
+    runs: Sequence[Run],
+    split: str = "test",
+    samples: Sequence[int] = (),
+    seed: int = 0,
+    without: bool = False,
 ) -> dict[int, Scores]:
     """Score one run, or the average of the predictive distributions of several.
+
+    What was trained by moments is scored by moments.
 
     Args:
         runs: the runs, of one corpus.
         split: ``train``, ``valid`` or ``test``.
-        samples: numbers of draws K to average over, beside 0, the plain network.
+        samples: numbers of draws K to average over, beside 0, without draws.
         seed: of the draws.
+        without: score the plain network of the weights, moments off.
 
     Returns:
         The scores of each K.
@@ -88,7 +99,16 @@ def evaluate(
             raise LabError(f"draws need noise, and {run.record.row} has none; leave --samples out")
     torch.manual_seed(seed)
     others = [run.task.model for run in runs[1:]]
-    return runs[0].task.scores(split, (0, *samples), others)
+    with ExitStack() as off:
+        for run in runs if without else ():
+            off.enter_context(plain(run.task.model))
+        return runs[0].task.scores(split, (0, *samples), others)
+
+
+def propagates(run: Run) -> bool:
+    """Return whether a run's noise is propagated by moments."""
+    terms = terms_of(parse(run.record.config.noise))
+    return any(getattr(term, "estimate", "") == "moments" for term in terms)
 
 
 def log_probabilities(run: Run, split: str) -> list[dict[str, str | float]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
+from torch import nn
+
 from noisin import at, init
 from noisin.lab.config import Config
 from noisin.layers import GRU, LSTM, RNN
@@ -61,10 +63,13 @@ def recurrent(config: Config, input_size: int, noise: Term | str | None) -> LSTM
         layers = GRU(*shape, noise=noise)
     else:
         layers = RNN(*shape, nonlinearity=config.cell, noise=noise)
+    std = getattr(config, "init_std", None)
     for layer in range(config.num_layers):
         weight = getattr(layers, f"weight_hh_l{layer}")
         if config.nonzeros is not None:
-            init.sparse_(weight, config.nonzeros, std=config.hidden_size**-0.5)
+            init.sparse_(weight, config.nonzeros, std=std or config.hidden_size**-0.5)
+        elif std is not None:
+            nn.init.normal_(weight, std=std)
         if config.spectral_radius is not None:
             init.spectral_radius_(weight, config.spectral_radius)
     return layers

@@ -9,7 +9,7 @@ silence; *unscored* leaves the first step of each piece out, as the papers do.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,11 @@ from noisin.lab.models import recurrent, share
 from noisin.lab.rolls import KEYS, Corpus, Roll
 from noisin.lab.task import Loss, Scores, Stopped, nested, never
 from noisin.likelihood import BernoulliHead
+from noisin.noise import terms_of
+from noisin.propagated import Propagation
+from noisin.propagation import Moments, each, exact
 from noisin.shapes import Bool, Float
+from noisin.text import parse
 
 AT_ONCE = 2**15  # steps of all sequences in one pass of evaluation, to bound its memory
 
@@ -59,21 +63,51 @@ class MusicModel(nn.Module):
             raise ValueError(f"music has no embedding for noise at row; got {noise.embedding}")
         self.draws_apart = noise.shared_by_batch
         self.rnn = recurrent(config, KEYS, noise.recurrent)
+        self.rnn.propagation = Propagation(config.moments, recurrent_mean=config.recurrent_mean)
         self.head = BernoulliHead(config.hidden_size, KEYS, noise=noise.head)
+        terms = terms_of(parse(config.noise))
+        self.moments = any(getattr(term, "estimate", "") == "moments" for term in terms)
+        self.final_moments = self.moments and config.final_moments
+        self.first = None
+        if config.learned_state:
+            sizes = self.rnn.stack.state_shapes(1)
+            self.first = nn.ParameterList(nn.Parameter(torch.zeros(size)) for size in sizes)
+        self._start(config)
+
+    def _start(self, config: MusicConfig) -> None:
+        """Let the weights start as the settings say."""
+        for layer in range(config.num_layers):
+            if config.init_std_input is not None:
+                nn.init.normal_(getattr(self.rnn, f"weight_ih_l{layer}"), std=config.init_std_input)
+        if config.init_std is not None:
+            nn.init.normal_(self.head.weight, std=config.init_std)
         if config.output_bias is not None:
             nn.init.constant_(self.head.bias, config.output_bias)
 
-    def forward(self, inputs: Float[Tensor, "T B 88"]) -> Float[Tensor, "T B 88"]:
-        """Return the logits of the keys at each step."""
-        return self.head(self.rnn(inputs)[0])
+    def forward(self, inputs: Float[Tensor, "T B 88"]) -> Tensor | Moments:
+        """Return the logits of the keys at each step, moments where they are propagated so far."""
+        return self._read(self.rnn(inputs, self._state(inputs), return_moments=self.moments)[0])
+
+    def _read(self, output: Tensor | Moments) -> Tensor | Moments:
+        if isinstance(output, Moments) and not self.final_moments:
+            output = output.mean
+        return self.head(output, return_moments=self.final_moments)
+
+    def _state(self, inputs: Tensor) -> Any:
+        """Return the first state of each sequence."""
+        if self.first is None:
+            return None
+        state = [one.expand(-1, inputs.shape[1], -1).contiguous() for one in self.first]
+        return tuple(state) if len(state) > 1 else state[0]
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Float[Tensor, "K T B"]:
         """Return log p(x_t | z_t^k), summed over the keys, for K draws of the noise."""
         if self.draws_apart:
-            logits = torch.stack([self(batch.inputs) for _ in range(samples)])
+            logits = each(_stacked, *(self(batch.inputs) for _ in range(samples)))
         else:
-            logits = unfold(self(fold(batch.inputs, samples)), samples)
-        return self.head.log_likelihood(logits, batch.targets.expand_as(logits))
+            folded = self(fold(batch.inputs, samples))
+            logits = each(lambda one: unfold(one, samples), folded)
+        return self.head.log_likelihood(logits, batch.targets.expand_as(exact(logits).mean))
 
     @torch.no_grad()
     def generate(
@@ -87,12 +121,38 @@ class MusicModel(nn.Module):
             temperature: divides the logits; below 1 the keys are more certain.
         """
         self.eval()
-        keys, state, piece = torch.zeros(1, 1, KEYS), None, []
+        keys, piece = torch.zeros(1, 1, KEYS), []
+        state = self._state(keys)
         for _ in range(steps):
-            output, state = self.rnn(keys, state)
-            keys = self.head.sample(self.head(output) / temperature, generator)
+            output, state = self.rnn(keys, state, return_moments=self.moments)
+            logits = self._read(output)
+            if isinstance(logits, Moments):
+                logits = Moments(logits.mean / temperature, logits.variance / temperature**2)
+            else:
+                logits = logits / temperature
+            keys = self.head.sample(logits, generator)
             piece.append(keys[0, 0])
         return torch.stack(piece)
+
+
+def _stacked(*parts: Tensor) -> Tensor:
+    return torch.stack(parts)
+
+
+def padded_in_front(batch: Batch, length: int) -> Batch:
+    """Return stretches with silence in front, as many steps as ``length``, all of which count."""
+    time = len(batch.valid)
+    sizes = batch.valid.sum(0)
+
+    def moved(x: Tensor) -> Tensor:
+        whole = x.new_zeros(length, *x.shape[1:])
+        whole[:time] = x
+        steps = (torch.arange(length)[:, None] - (length - sizes)) % length
+        return whole.gather(0, steps[..., None].expand(-1, -1, x.shape[2]))
+
+    # what is read behind the end of a stretch is silence already
+    inputs, targets = moved(batch.inputs), moved(batch.targets)
+    return Batch(inputs, targets, torch.ones(length, len(sizes), dtype=torch.bool), batch.first)
 
 
 def batch_of(rolls: Sequence[Roll], starts: Sequence[int], length: int) -> Batch:
@@ -143,7 +203,9 @@ class MusicTask:
         for index in range(skip, self.updates):
             chosen = [self._chunks[i] for i in order[index * size : (index + 1) * size]]
             rolls, starts = zip(*chosen, strict=True)
-            yield batch_of(rolls, starts, self.config.chunk)
+            batch = batch_of(rolls, starts, self.config.chunk)
+            front = self.config.padding == "front"
+            yield padded_in_front(batch, self.config.chunk) if front else batch
 
     def loss(self, batch: Batch) -> Loss:
         """Return the loss of a batch, a mean over steps."""

@@ -102,7 +102,7 @@ class Recipe(BaseModel):
 
 
 # settings that stay text, whatever they look like
-TEXTS = ("task", "data", "cell", "noise", "optimizer", "loss")
+TEXTS = ("task", "data", "cell", "noise", "optimizer", "loss", "padding", "moments")
 TOP_KEYS = ("title", "seeds", "baseline", "base", "rows")
 ROW_KEYS = ("label", "baseline", "published", "note")
 ROW_NAME = re.compile(r"[A-Za-z0-9][\w.+*-]*")
