@@ -137,7 +137,7 @@ class Linear(Dense, nn.Linear):
         if isinstance(input, Moments) or return_moments:
             return self._moments(exact(input), acting or {})
         if acting is None:
-            return super().forward(input)
+            return self._plain(input)
         if any(isinstance(one, Propagated) for site in acting.values() for one in site):
             return self._moments(exact(input), acting).mean
         on_input, on_weight = acting["input"], acting["weight"]
@@ -154,6 +154,9 @@ class Linear(Dense, nn.Linear):
             product = noisy_product(weight, bias, on_input, on_weight, len(rows))
             result = multiply_all(product, rows).movedim(0, time)
         return result[0] if input.dim() == 1 else result
+
+    def _plain(self, input: Tensor) -> Tensor:
+        return nn.Linear.forward(self, input)
 
     def _moments(self, input: Moments, acting: Mapping[str, Sequence[Acting]]) -> Moments:
         """Return the moments of W x + b."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from noisin.dense import Linear
+from noisin.fused import affine
 from noisin.fused.categorical import log_probability
 from noisin.propagation import Moments, deviation, exact
 from noisin.shapes import Float, Int
@@ -97,6 +98,11 @@ class CategoricalHead(Head):
     References:
         Julier, Uhlmann (1997): A new extension of the Kalman filter to nonlinear systems.
     """
+
+    def _plain(self, input: Tensor) -> Tensor:
+        if affine.pays(input, self.weight):
+            return affine.affine(input, self.weight, self.bias)
+        return super()._plain(input)
 
     def log_likelihood(
         self,
