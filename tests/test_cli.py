@@ -160,7 +160,7 @@ BAD = [
     (["run", *sets("task=words", "data=TEXT", "batch_size=999")], "batch_size must be at most"),
     (["evaluate", "EMPTY", "--seed", "99999999999999999999999"], "Invalid value for .--seed"),
     (["data", "fetch", "ptd"], "a corpus is one of .*got 'ptd'"),
-    (["bench", "--only", "TCN"], "--only must be one of LSTM, GRU, RNN, step, laws; got TCN"),
+    (["bench", "--only", "TCN"], "--only must be one of LSTM, GRU, .* laws; got TCN"),
     (["bench", "--rounds", "0"], "Invalid value for .--rounds"),
     (["data", "verify", "nothing"], "data must be one of|a corpus is one of"),
 ]

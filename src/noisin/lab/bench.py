@@ -25,7 +25,8 @@ from noisin.likelihood import CategoricalHead
 from noisin.stack import GATES
 
 NOISE = "hidden * Bernoulli(keep=0.5)"
-PARTS = ("LSTM", "GRU", "RNN", "step", "laws")
+MOMENTS = "fast_dropout(input=0.9, recurrent=0.8)"
+PARTS = ("LSTM", "GRU", "RNN", "moments", "step", "laws")
 FACTOR = (35, 20, 650)  # steps, sequences, units of a medium language model
 PLAIN, NOISY, LOOP = "torch, no noise", "noisin, noise", "loop over torch's cell, noise"
 
@@ -152,6 +153,12 @@ def lines(parts: Collection[str], rounds: int) -> Iterator[str]:
             yield f"{work}: {NOISE}, {speed:.0f} GFLOP/s"
             yield table(found, PLAIN)
             yield from memory(work)
+    for kind in ("RNN", "GRU", "LSTM") if "moments" in parts else ():
+        work = Work(kind, 20, 100, 400)
+        yield f"{work}: {MOMENTS}"
+        functions = passes(work, {NOISY: MOMENTS})
+        yield table(times({name: functions[name] for name in (PLAIN, NOISY)}, rounds), PLAIN)
+        yield from memory(work, MOMENTS)
     if "step" in parts:
         yield f"training step, 2 LSTM layers of 650, 10,000 words: {NOISE}"
         yield table(times(language_model_steps(), rounds), PLAIN)
@@ -160,9 +167,9 @@ def lines(parts: Collection[str], rounds: int) -> Iterator[str]:
         yield table(times(drawing(), rounds), "Gaussian(1.0)")
 
 
-def memory(work: Work) -> Iterator[str]:
+def memory(work: Work, noise: str = NOISE) -> Iterator[str]:
     """Say the peak memory of a pass, torch's and ours, each in a process of its own."""
-    found = [peak(work, name) for name in (PLAIN, NOISY)]
+    found = [peak(work, name, noise) for name in (PLAIN, NOISY)]
     if None not in found:
         yield f"  peak memory, T {work.time}: {found[0]:.0f} and {found[1]:.0f} MiB"
 
@@ -187,22 +194,22 @@ def drawing(size: tuple[int, ...] = FACTOR) -> dict[str, Callable[[], object]]:
     return {str(law): lambda law=law: law.factor(size) for law in drawn}
 
 
-def peak(work: Work, name: str) -> float | None:
+def peak(work: Work, name: str, noise: str = NOISE) -> float | None:
     """Return the memory that one pass adds at its peak in MiB, or None: it cannot be told here."""
     if not Path("/proc/self/clear_refs").exists():
         return None
-    command = [sys.executable, "-m", "noisin.lab.bench", name, *map(str, work)]
+    command = [sys.executable, "-m", "noisin.lab.bench", name, noise, *map(str, work)]
     # each block is the system's own, so that what is freed leaves at once
     exact = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=exact)
     return float(done.stdout)
 
 
-def _peak_here(work: Work, name: str) -> float:
+def _peak_here(work: Work, name: str, noise: str) -> float:
     """Run one pass and return what it added to this process's memory at its peak, in MiB."""
-    small = passes(work._replace(time=1, batch=1, size=8), {NOISY: NOISE})
+    small = passes(work._replace(time=1, batch=1, size=8), {NOISY: noise})
     small[name]()  # libraries come into memory, and keep what they once take
-    run = passes(work, {NOISY: NOISE})[name]
+    run = passes(work, {NOISY: noise})[name]
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     run()
@@ -272,5 +279,5 @@ def _stepping(model: LanguageModel, x: Tensor, y: Tensor) -> Callable[[], object
 
 
 if __name__ == "__main__":
-    _name, _kind, *_sizes = sys.argv[1:]
-    print(_peak_here(Work(_kind, *map(int, _sizes)), _name))
+    _name, _noise, _kind, *_sizes = sys.argv[1:]
+    print(_peak_here(Work(_kind, *map(int, _sizes)), _name, _noise))
