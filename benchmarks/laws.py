@@ -2,8 +2,8 @@
 
     python benchmarks/laws.py [--threads 2] [--rounds 30]
 
-The bars: at its default shape no law costs more than twice a Gaussian, and a layer of 650 units with
-it no more than 1.1 times a layer with a Gaussian.
+The bars: at its default shape no law costs more than twice a Gaussian, and a layer of 650 units
+with it no more than 1.1 times a layer with a Gaussian.
 """
 
 from __future__ import annotations
