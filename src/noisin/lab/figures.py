@@ -36,19 +36,15 @@ def variance_fields(path: Path, target: float = 0.2) -> None:
             variance_field(loss, _range(MEANS, count), _range(SPREADS, count), target)
             for count in (CELLS, ARROWS)
         )
-        excess = (fine.loss - fine.loss.min() + 1e-3).T
+        drawn = (fine.mean, fine.variance, (fine.loss - fine.loss.min() + 1e-3).T)
         shown = axes.pcolormesh(
-            *(fine.mean, fine.variance, excess), norm=LogNorm(), cmap="viridis", rasterized=True
+            *(one.numpy() for one in drawn), norm=LogNorm(), cmap="viridis", rasterized=True
         )
         figure.colorbar(shown, ax=axes, label="loss above its least")
         across, up = -coarse.by_mean.T, -coarse.by_variance.T
         length = torch.hypot(across, up).clamp(min=1e-12)
-        axes.quiver(
-            *(coarse.mean, coarse.variance, across / length, up / length),
-            color="white",
-            scale=24,
-            width=0.004,
-        )
+        arrows = (coarse.mean, coarse.variance, across / length, up / length)
+        axes.quiver(*(one.numpy() for one in arrows), color="white", scale=24, width=0.004)
         axes.set(title=f"{name}, target {target:g}", xlabel="E[a]")
         axes.set_ylabel("V[a]" if axes.get_subplotspec().is_first_col() else "")
     with write_aside(path) as file:
