@@ -362,3 +362,81 @@ def test_bfloat16():
 def test_state_dict_is_torchs():
     noise = "recurrent * Gaussian(0.5) @ moments"
     assert list(GRU(F, H, noise=noise).state_dict()) == list(torch.nn.GRU(F, H).state_dict())
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_second_derivatives_in_float32(kind):
+    """The compiled functions differentiated again, as torch's operations in float64 are."""
+    noise = "input * Bernoulli(keep=0.8) @ moments & recurrent * Gaussian(0.5) @ moments"
+    found = []
+    for dtype in (torch.float32, F64):
+        layer = layer_of(kind, noise, num_layers=1).to(dtype)
+        x = seeded(3, 3, F, dtype=F64).to(dtype).requires_grad_()
+        out = layer(x, return_moments=True)[0]
+        (grad,) = torch.autograd.grad(out.mean.sum() + out.variance.sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(grad.square().sum(), x)[0].double())
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "more", [{"return_moments": True}, {"path": "moments"}, {"path": "reference"}]
+)
+def test_torchs_dropout_alone_counts_as_noise(more):
+    layer = LSTM(F, H, 2, dropout=0.5)
+    x = torch.randn(T, B, F)
+    first, second = (tensors(layer(x, **more))[0] for _ in range(2))
+    assert not torch.equal(first, second)
+    layer.eval()
+    torch.testing.assert_close(tensors(layer(x, **more))[0], layer(x)[0])
+
+
+def test_several_terms_held_in_the_weights_of_a_linear():
+    noise = "weight + Gaussian(0.1) @ sequence & weight + Gaussian(0.2) @ sequence"
+    layer, x = Linear(F, 2, noise=noise), torch.randn(T, B, F)
+    draws = layer.draw(x)
+    found = layer(x, draws=draws, return_moments=True)
+    torch.testing.assert_close(found.mean, layer(x, draws=draws))
+
+
+def test_what_is_not_finite_is_named():
+    layer = LSTM(F, H, noise="hidden * Gaussian(0.5) @ moments")
+    x, state = torch.zeros(T, B, F), torch.zeros(1, B, H)
+    wrong = torch.full_like(state, torch.nan)
+    layer(Moments(x, x), check=True)
+    with pytest.raises(ValueError, match="variance of input must be finite"):
+        layer(Moments(x, x / 0), check=True)
+    with pytest.raises(ValueError, match="variance of c must be finite"):
+        layer(x, (state, Moments(state, wrong)), check=True)
+    gru = GRU(F, H, noise="hidden * Gaussian(0.5) @ moments")
+    with pytest.raises(ValueError, match="mean of hx must be finite"):
+        gru(x, Moments(wrong, state), check=True)
+
+
+def test_moments_that_are_not_alike_are_refused():
+    layer, x = GRU(F, H, noise="hidden * Gaussian(0.5) @ moments"), torch.zeros(T, B, F)
+    for variance in (x[:, :1], x.double(), 0.0):
+        for taker in (layer, Linear(F, 2)):
+            with pytest.raises(ValueError, match=r"alike|two tensors"):
+                taker(Moments(x, variance))
+    state = torch.zeros(1, B, H)
+    with pytest.raises(ValueError, match="alike"):
+        layer(x, Moments(state, state.double()))
+    packed = [
+        pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
+        for lengths in ([3, 4, 1], [4, 3, 1])
+    ]
+    with pytest.raises(ValueError, match="packed alike"):
+        layer(Moments(*packed))
+    layer(Moments(packed[0], packed[0]))
+
+
+def test_preactivation_does_not_take_moments():
+    x = Moments(torch.zeros(T, B, F), torch.ones(T, B, F))
+    for noise in (
+        "weight_hh + Gaussian(0.1) @ preactivation",
+        "input * Gaussian(0.1) @ preactivation",
+    ):
+        with pytest.raises(ValueError, match="got noise @ preactivation"):
+            LSTM(F, H, noise=noise)(x)
+    with pytest.raises(ValueError, match="got noise @ preactivation"):
+        Linear(F, 2, noise="weight + Gaussian(0.1) @ preactivation")(x)

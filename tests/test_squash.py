@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conftest import assert_bit_equal
 from noisin import Moments, propagation
@@ -96,3 +97,23 @@ def test_what_is_no_number_stays_none(ours, torchs):
     found = ours(Moments(torch.tensor([float("nan"), 0.0]), torch.tensor([1.0, float("nan")])))
     assert found.mean[0].isnan()
     assert found.variance.isnan().all()
+
+
+@pairs
+def test_moments_of_one_tensor_are_not_counted_twice(ours, torchs):
+    """A first derivative with a graph, where the variance depends on the mean."""
+    mean = torch.tensor([0.7], requires_grad=True)
+    found, expected = (
+        torch.autograd.grad(f(Moments(mean, mean.square())).mean.sum(), mean, create_graph=True)[0]
+        for f in (ours, torchs)
+    )
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+@pairs
+def test_what_does_not_lie_in_memory_alike_takes_torchs_operations(ours, torchs):
+    mean = torch.linspace(-1, 1, 12).view(4, 3)
+    found = ours(Moments(mean, torch.ones(3)))
+    assert_bit_equal(tuple(found), tuple(torchs(Moments(mean, torch.ones(3)))))
+    with FakeTensorMode():
+        assert ours(Moments(torch.empty(4, 3), torch.empty(4, 3))).mean.shape == (4, 3)

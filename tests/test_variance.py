@@ -201,3 +201,17 @@ def test_squared_error_is_of_the_mean():
     a, x = some(4, 3), seeded(4, 3, seed=2, dtype=F64)
     torch.testing.assert_close(squared_error(a, x), ((x - a.mean) ** 2).sum(-1))
     torch.testing.assert_close(squared_error(a.mean, x), squared_error(a, x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64, torch.bfloat16])
+def test_unscented_probabilities_add_up_to_one(dtype):
+    """Also where one class is all but sure and the spread is wide."""
+    head = CategoricalHead(2, 3)
+    for mean, wide in (([20.0, 0, 0], 100.0), ([1e4, -1e4, 0], 1e8), ([0.0, 0, 0], 0.0)):
+        a = Moments(
+            torch.tensor(mean, dtype=dtype).expand(3, 3), torch.full((3, 3), wide, dtype=dtype)
+        )
+        p = head.log_likelihood(a, torch.arange(3)).double().exp()
+        assert p.sum().item() == pytest.approx(1.0, abs=0.02 if dtype is torch.bfloat16 else 1e-5)
+    with pytest.raises(ValueError, match="one class for each row"):
+        head.log_likelihood(a, torch.arange(2))

@@ -23,7 +23,7 @@ from noisin.product import (
     perturb,
     perturb_held,
 )
-from noisin.propagation import Moments, each, exact
+from noisin.propagation import Moments, checked, each, exact
 
 
 class Dense(Simple):
@@ -160,7 +160,7 @@ class Linear(Dense, nn.Linear):
 
     def _moments(self, input: Moments, acting: Mapping[str, Sequence[Acting]]) -> Moments:
         """Return the moments of W x + b."""
-        mean = input.mean
+        mean = checked(input).mean
         fresh = any(isinstance(one, Fresh) for one in acting.get("weight", ()))
         time = self._checked_time(mean) if fresh and mean.dim() > 1 else 0
         on_input = [
@@ -170,7 +170,7 @@ class Linear(Dense, nn.Linear):
         rows = each(lambda x: (x[None] if x.dim() == 1 else x).movedim(time, 0), input)
         held = [] if fresh else acting.get("weight", ())
         drawn = [one for one in held if isinstance(one, Perturbation)]
-        rest = [one for one in acting.get("weight", ()) if one not in drawn]
+        rest = [one for one in acting.get("weight", ()) if not isinstance(one, Perturbation)]
         made = propagated.noisy_product(
             *(perturb_held(self.weight, drawn), self.bias, on_input, rest, len(rows.mean))
         )

@@ -28,7 +28,7 @@ class Explanation:
         term: the term, or "".
         hold: how long one draw is kept, or "".
         estimate: how the expectation over the noise is taken, or "".
-        path: what runs the layer: ``torch``, ``cpu`` or ``reference``.
+        path: what runs the layer: ``torch``, ``cpu``, ``reference`` or ``moments``.
         why: why that path.
         memory: bytes of what is drawn for one call and kept.
     """
@@ -141,6 +141,8 @@ def _of_simple(name: str, module: Simple, time: int, batch: int) -> list[Explana
     else:
         path, why = "torch", "no recurrence"
     pairs = [(p, t) for p, terms in module.resolve(module.noise).items() for t in terms]
+    if any(getattr(term, "estimate", "") == "moments" for _, term in pairs):
+        path, why = "moments", "mean and variance are propagated"
     if any(isinstance(term, Noise) and is_seeded(term) for _, term in pairs):
         path, why = "reference", "a weight matrix is drawn for each step"
     rows = []

@@ -46,6 +46,7 @@ def plain(model: nn.Module) -> Iterator[nn.Module]:
 
     In evaluation noise that is drawn is off anyway. What draws nothing stays, being what the
     network was trained as: ``@ moments``, and ``Zoneout`` by its expectation. Here they are off.
+    (In training torch's own ``dropout=`` stays on.)
 
     Example:
         >>> import noisin
@@ -143,7 +144,7 @@ def predict(
             run, or runs of several seeds).
         *inputs: what each model is called with.
         samples: K, draws of the noise of each model, from torch's default generator; 0 is the
-            plain network.
+            network without draws.
         average: which mean. The geometric one is of probabilities p > 0 over the last dimension.
         link: what makes the prediction of a model's result, such as
             ``lambda logits: logits.softmax(-1)``; without it the result itself, a tensor.

@@ -16,7 +16,7 @@ from noisin.laws import Bernoulli
 from noisin.noise import Noise, Term
 from noisin.noisy import Noisy, autocasting, computing
 from noisin.propagated import Propagation
-from noisin.propagation import Moments, each, exact
+from noisin.propagation import Moments, checked, each, exact
 from noisin.reference import State
 from noisin.stack import Places, Stack, places
 from noisin.tracing import untraced
@@ -25,7 +25,8 @@ from noisin.tracing import untraced
 class NoisyRNNBase(Noisy, nn.RNNBase):
     """What the noisy recurrent layers share; it stands in front of one of torch's layers.
 
-    With ``noise=None`` and in evaluation this is torch's layer, bit for bit. With noise, in
+    With ``noise=None`` this is torch's layer, bit for bit; in evaluation too, but for what draws
+    nothing, ``@ moments`` and the expectation of ``Zoneout``, which stays. With noise, in
     training, the draws come from torch's default generator, or are handed in: whatever stands
     below the draw is a deterministic function of ``draws``.
     """
@@ -124,12 +125,13 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         """
         if check:
             _check_finite(input, hx)
-        noise = self._noise_of(draws)
+        moments = return_moments or isinstance(input, Moments) or _has_moments(hx)
+        noise = self._noise_of(draws, kernel=path is None and not moments)
         moments = return_moments or isinstance(input, Moments)
         plain = noise is None and draws is None and path is None and not moments
         if plain and self.mode in functional.KERNELS and not _has_moments(hx):
             return super().forward(input, hx)
-        form = input.mean if isinstance(input, Moments) else input
+        form = _checked_form(input)
         x, lengths = self._time_major(form)
         self.check_input(x, None)
         if not len(x):
@@ -160,10 +162,15 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         output = _as_moments(lambda one: self._as_given(one, form), output)
         return output, tuple(final) if self.mode == "LSTM" else final[0]
 
-    def _noise_of(self, draws: Draws | None) -> Term | None:
-        """Return the noise of this call: all of it, what evaluation leaves, or torch's alone."""
+    def _noise_of(self, draws: Draws | None, kernel: bool) -> Term | None:
+        """Return the noise of this call: all of it, what evaluation leaves, or torch's alone.
+
+        Args:
+            draws: what is handed in.
+            kernel: whether torch's own kernel may run all of the call.
+        """
         given = draws is not None
-        torchs = self._noise is None and self.mode in functional.KERNELS
+        torchs = self._noise is None and kernel and self.mode in functional.KERNELS
         if torchs and self.training and not given and not self.sampling:
             return None  # without noise of ours torch drops out by itself, where it can
         return self.on(self.acting(), given)
@@ -221,7 +228,7 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         if unbatched:
             state = tuple(each(lambda one: one.unsqueeze(1), s) for s in state)
         for values, size in zip(state, sizes, strict=True):
-            for tensor in values if isinstance(values, Moments) else (values,):
+            for tensor in checked(values) if isinstance(values, Moments) else (values,):
                 self.check_hidden_size(tensor, size)
         if autocast:
             state = tuple(each(lambda one: one.to(x.dtype), s) for s in state)
@@ -246,6 +253,28 @@ def _has_moments(hx: Any) -> bool:
     return any(isinstance(one, Moments) for one in (hx if several else (hx,)))
 
 
+def _checked_form(input: Any) -> Any:
+    """Return the mean of moments, whose variance stands as it does, or what is no moments.
+
+    Raises:
+        ValueError: mean and variance are not alike.
+    """
+    if not isinstance(input, Moments):
+        return input
+    mean, variance = input
+    if isinstance(mean, PackedSequence) and isinstance(variance, PackedSequence):
+        checked(Moments(mean.data, variance.data))
+        orders = [one.sorted_indices for one in (mean, variance)]
+        alike = mean.batch_sizes.equal(variance.batch_sizes) and (
+            orders[0] is orders[1] or (None not in orders and torch.equal(orders[0], orders[1]))  # pyright: ignore[reportArgumentType]
+        )
+        if not alike:
+            raise ValueError("mean and variance must be packed alike; got other lengths or orders")
+    else:
+        checked(input)
+    return mean
+
+
 def _mean(x: Tensor | Moments) -> Tensor:
     return x.mean if isinstance(x, Moments) else x
 
@@ -255,11 +284,17 @@ def _as_moments(function: Callable[[Tensor], Any], x: Tensor | Moments) -> Any:
     return Moments(*map(function, x)) if isinstance(x, Moments) else function(x)
 
 
-def _check_finite(input: Tensor | PackedSequence, hx: Tensor | State | None) -> None:
+def _check_finite(input: Any, hx: Any) -> None:
     """Refuse NaN and infinity."""
-    given = {"input": input.data}
+    given: dict[str, Any] = {"input": input}
     if hx is not None:
-        given |= {"hx": hx} if isinstance(hx, Tensor) else dict(zip(("h", "c"), hx, strict=False))
+        one = isinstance(hx, Tensor | Moments)
+        given |= {"hx": hx} if one else dict(zip(("h", "c"), hx, strict=False))
+    for name, values in list(given.items()):
+        if isinstance(values, Moments):
+            del given[name]
+            given |= {f"{part} of {name}": getattr(values, part) for part in values._fields}
+    given = {name: one.data for name, one in given.items()}
     for name, tensor in given.items():
         wrong = (~torch.isfinite(tensor)).nonzero()
         if len(wrong):

@@ -19,7 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from noisin.dense import Linear
 from noisin.fused import affine
 from noisin.fused.categorical import log_probability
-from noisin.propagation import Moments, deviation, exact
+from noisin.propagation import Moments, checked, deviation, exact
 from noisin.shapes import Float, Int
 
 
@@ -157,17 +157,29 @@ class CategoricalHead(Head):
 
 def _unscented(parameters: Moments, x: Tensor) -> Tensor:
     """Return log E softmax(a)_x; a point that moves class j changes the sum by that class alone."""
+    checked(parameters)
+    dtype = parameters.mean.dtype
+    if dtype in (torch.bfloat16, torch.float16):
+        parameters = Moments(*(one.float() for one in parameters))
     plain = parameters.mean.log_softmax(-1)
+    if x.shape != plain.shape[:-1]:
+        raise ValueError(
+            f"there must be one class for each row of the logits, {list(plain.shape[:-1])}; "
+            f"got {list(x.shape)}"
+        )
     classes = plain.shape[-1]
     at = x.unsqueeze(-1)
     here, move = plain.gather(-1, at), deviation((classes + 1) * parameters.variance)
-    rest = torch.log1p(-plain.exp().clamp(max=1 - torch.finfo(plain.dtype).eps))
+    top = plain.argmax(-1, keepdim=True)  # log (1 - p) of the others is safe
+    others = plain.scatter(-1, top, -torch.inf)
+    small = others.exp()
+    rest = torch.log1p(-small).scatter(-1, top, others.logsumexp(-1, keepdim=True))
     parts = [here - math.log(classes + 1)]
     for sign in (1, -1):
         sums = torch.logaddexp(rest, plain + sign * move)
         moved = torch.zeros_like(plain).scatter(-1, at, sign * move.gather(-1, at))
         parts.append(here + moved - sums - math.log(2 * (classes + 1)))
-    return torch.logsumexp(torch.cat(parts, -1), -1)
+    return torch.logsumexp(torch.cat(parts, -1), -1).to(dtype)
 
 
 class GaussianHead(Head):

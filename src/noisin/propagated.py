@@ -22,6 +22,7 @@ from noisin.propagation import Form, Moments, added_variance, exact, mixed, nois
 from noisin.reference import Inside, Weights
 from noisin.shapes import Bool
 
+_DRAWN = "moments go with noise that is drawn or propagated; got noise @ preactivation"
 State = tuple[Moments, ...]
 Values = Tensor | Moments
 Step = Callable[["Propagation", Moments, Moments, State, "Tensor | None", Sequence[Acting]], State]
@@ -81,9 +82,7 @@ def perturbed(x: Moments, acting: Sequence[Acting]) -> Moments:
         elif isinstance(one, Perturbation):
             x = Moments(x.mean + one.value, x.variance)
         else:
-            raise ValueError(
-                "moments go with noise that is drawn or propagated, not pre-activation"
-            )
+            raise ValueError(_DRAWN)
     return x
 
 
@@ -163,7 +162,8 @@ def _matrix(weight: Tensor, on_weight: Sequence[Acting]) -> Matrix:
         return Matrix(weight, weight.square(), None)
     variance = torch.zeros_like(weight)
     for one in on_weight:
-        assert isinstance(one, Propagated)
+        if not isinstance(one, Propagated):
+            raise ValueError(_DRAWN)
         variance = variance + added_variance(weight, variance, one.operator, one.variance)
     return Matrix(weight, weight.square() + variance, variance)
 

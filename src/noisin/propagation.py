@@ -58,6 +58,22 @@ def exact(x: Tensor | Moments) -> Moments:
     return x if isinstance(x, Moments) else Moments(x, torch.zeros_like(x))
 
 
+def checked(x: Moments) -> Moments:
+    """Return moments, or refuse a variance that is not of the shape and kind of the mean.
+
+    Raises:
+        ValueError: they differ in shape, dtype or device, or are no tensors.
+    """
+    mean, variance = x
+    if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
+        got = f"{type(mean).__name__} and {type(variance).__name__}"
+        raise ValueError(f"Moments must hold two tensors, got {got}")
+    first, second = ((tuple(t.shape), t.dtype, t.device) for t in x)
+    if first != second:
+        raise ValueError(f"mean and variance must be alike; got {first} and {second}")
+    return x
+
+
 def each(function: Callable[..., Tensor], *parts: Tensor | Moments) -> Any:
     """Return a function of tensors, or of the means and of the variances of moments.
 
@@ -177,7 +193,7 @@ def relu(x: Moments) -> Moments:
 
 
 def tanh(x: Moments, form: Form = "mixture") -> Moments:
-    """Return the moments of the logistic sigmoid of normal a.
+    """Return the moments of the hyperbolic tangent of normal numbers.
 
     ``mixture``: tanh as a sum of four error functions, each of which is exact, corrected to be
     tanh itself at variance 0. ``closed``: with r = √(1 + π V[a] / 2), E = tanh(E[a] / r) and
@@ -195,7 +211,7 @@ def tanh(x: Moments, form: Form = "mixture") -> Moments:
 
 
 def sigmoid(x: Moments, form: Form = "mixture") -> Moments:
-    """Return the moments of the logistic sigmoid for normal a.
+    """Return the moments of the logistic function of normal numbers.
 
     Args:
         x: moments of a.

@@ -42,7 +42,8 @@ def regularize(
 
     A layer stays the object it is: parameters, buffers, hooks, the training flag, device and dtype
     are untouched, and so is what is tied or shared. In evaluation the model computes what it did,
-    bit for bit (zoneout aside). Call it before the optimizer is made if a spread is learned.
+    bit for bit (zoneout and ``@ moments`` aside). Call it before the optimizer is made if a spread
+    is learned.
 
     Args:
         model: any module, which may be a recurrent layer itself.
@@ -189,7 +190,7 @@ def _joined(theirs: type[nn.Module], ours: type[Noisy]) -> type[Noisy]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         self._reached = False
         result = super(joined, self).forward(*args, **kwargs)
-        if not self._reached and (self.training or self.sampling) and self.noise is not None:
+        if not self._reached and self.on(self.noise) is not None:
             raise RuntimeError(
                 f"{theirs.__name__}.forward must call super().forward for noise to act; it did not"
             )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from noisin import propagation
 from noisin.fused import compiled
@@ -27,9 +28,13 @@ def sigmoid(x: Moments) -> Moments:
 
 
 def _serves(x: Moments) -> bool:
+    mean, variance = x
     return (
-        compiled.serves(x.mean.dtype)
-        and x.mean.device.type == "cpu"
+        compiled.serves(mean.dtype)
+        and mean.device.type == "cpu"
+        and (mean.shape, mean.dtype) == (variance.shape, variance.dtype)
+        and mean.device == variance.device
+        and all(type(one) in (Tensor, Parameter) for one in x)  # numbers that lie in memory
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
         and not torch.compiler.is_compiling()
@@ -38,7 +43,8 @@ def _serves(x: Moments) -> bool:
 
 
 def _squashed(x: Moments, half: float) -> Moments:
-    return Moments(*_Squash.apply(half, x.mean, x.variance))  # pyright: ignore
+    given = (x.mean.contiguous(), x.variance.contiguous())
+    return Moments(*_Squash.apply(half, *given))  # pyright: ignore[reportGeneralTypeIssues]
 
 
 class _Squash(torch.autograd.Function):
@@ -46,7 +52,6 @@ class _Squash(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, half: float, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        mean, variance = mean.contiguous(), variance.contiguous()
         ctx.half = half
         ctx.save_for_backward(mean, variance)
         out, spread = torch.empty_like(mean), torch.empty_like(mean)
@@ -61,8 +66,9 @@ class _Squash(torch.autograd.Function):
         if torch.is_grad_enabled() or any(map(batched, grads)):  # torch's operations know how
             function = propagation.tanh if ctx.half == 1 else propagation.sigmoid
             with torch.enable_grad():
+                # aliases: the graph from here leads to them and not past them
                 leaves = [
-                    one if one.requires_grad else one.detach().requires_grad_()
+                    one.view_as(one) if one.requires_grad else one.detach().requires_grad_()
                     for one in (mean, variance)
                 ]
                 found = function(Moments(*leaves))
