@@ -274,8 +274,9 @@ def _moments(
     how: Propagation,
 ) -> tuple[Any, tuple[Any, ...]]:
     """Run one layer over moments."""
-    x, state = exact(x), tuple(map(exact, state))
-    valid = None if lengths is None else _valid(x.mean, lengths)
+    state = tuple(map(exact, state))
+    like = x.mean if isinstance(x, Moments) else x
+    valid = None if lengths is None else _valid(like, lengths)
     return _by_direction(
         *(propagated.unroll, stack, weights, x, state, within), valid=valid, how=how
     )

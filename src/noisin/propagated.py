@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from noisin import propagation
+from noisin.fused import moments as fused
 from noisin.fused import squash
 from noisin.product import Acting, Fresh, Perturbation, Propagated, by_time, perturb
 from noisin.propagation import Form, Moments, added_variance, exact, mixed, noisy, product, total
@@ -54,11 +56,11 @@ class Propagation:
 
     def tanh(self, x: Moments) -> Moments:
         """Return the moments of tanh."""
-        return squash.tanh(x) if self.form == "mixture" else propagation.tanh(x, self.form)
+        return squash.tanh(x, self.form)
 
     def sigmoid(self, x: Moments) -> Moments:
         """Return the moments of the logistic sigmoid."""
-        return squash.sigmoid(x) if self.form == "mixture" else propagation.sigmoid(x, self.form)
+        return squash.sigmoid(x, self.form)
 
     def relu(self, x: Moments) -> Moments:
         """Return the moments of the rectifier."""
@@ -264,7 +266,7 @@ def _gates(x: Moments, count: int) -> list[Moments]:
 
 def unroll(
     mode: str,
-    x: Moments,
+    x: Values,
     state: State,
     weights: Weights,
     inside: Inside | None = None,
@@ -279,7 +281,7 @@ def unroll(
 
     Args:
         mode: key of ``STEPS``.
-        x: moments of the input, [T, B, I].
+        x: the input or its moments, [T, B, I].
         state: of h_0, for an LSTM of h_0 and c_0.
         weights: parameters of the layer and direction.
         inside: what acts here, by site.
@@ -290,23 +292,98 @@ def unroll(
     Returns:
         The moments of z [T, B, P], and of the state after the last step.
     """
-    step, size, inside = STEPS[mode], x.mean.shape[0], inside or {}
-    on_x, on_weight = inside.get("input", ()), inside.get("weight_ih", ())
-    of_x = noisy_product(weights.ih, weights.bias_ih, on_x, on_weight, size, how.own_variance)
-    on_h, on_weight = inside.get("recurrent", ()), inside.get("weight_hh", ())
-    of_h = noisy_product(
-        *(weights.hh, weights.bias_hh, on_h, on_weight, size),
-        *(how.own_variance, how.recurrent_mean),
-    )
-    inputs = _unbound(multiply_all(of_x, x))
+    inside, size = inside or {}, (x.mean if isinstance(x, Moments) else x).shape[0]
+    products = [
+        noisy_product(
+            weight,
+            bias,
+            inside.get(site, ()),
+            inside.get(f"weight_{name}", ()),
+            size,
+            how.own_variance,
+            scale,
+        )
+        for weight, bias, site, name, scale in (
+            (weights.ih, weights.bias_ih, "input", "ih", 1.0),
+            (weights.hh, weights.bias_hh, "recurrent", "hh", how.recurrent_mean),
+        )
+    ]
+    loop = partial(_loop, mode, weights.hr, inside, valid, reverse, how)
+    given = None
+    if valid is None and weights.hr is None and not any(map(inside.get, _MASKS)):
+        given = _fused_call(mode, x, state, products, inside, reverse, how, loop)
+    if given is None:
+        return loop(x, state, *products)
+    output, final = fused.run(*given)
+    return Moments(*output), tuple(Moments(*one) for one in final)
+
+
+_MASKS = ("zoneout_hidden", "zoneout_cell")
+
+
+def _fused_call(
+    mode: str,
+    x: Values,
+    state: State,
+    products: Sequence[Product],
+    inside: Inside,
+    reverse: bool,
+    how: Propagation,
+    loop: Callable[..., tuple[Moments, State]],
+) -> tuple[fused.Call, fused.Tensors] | None:
+    """Return a call of the fused recurrence over moments, or None: it cannot serve."""
+    of_x, of_h = products
+    if of_x.matrix is None or of_h.matrix is None:
+        return None
+    of_input = x if isinstance(x, Moments) else (x, None)
+    h, *cells = state
+    c = cells[0] if cells else (None, None)
+    given: Any = (*of_input, *of_x.matrix, of_x.bias, *of_h.matrix, of_h.bias, *h, *c)
+    tensors = fused.Tensors(*given)
+
+    def plain(given: fused.Tensors) -> tuple[Tensor, ...]:
+        """Return the output and the final c."""
+        first = of_x._replace(
+            matrix=Matrix(given.ih, given.ih_square, given.ih_variance), bias=given.bias_ih
+        )
+        second = of_h._replace(
+            matrix=Matrix(given.hh, given.hh_square, given.hh_variance), bias=given.bias_hh
+        )
+        seen = given.x if given.x_variance is None else Moments(given.x, given.x_variance)
+        before = [Moments(given.h, given.h_variance)]
+        if given.c is not None and given.c_variance is not None:
+            before.append(Moments(given.c, given.c_variance))
+        output, final = loop(seen, tuple(before), first, second)
+        return (*output, *(one for cell in final[1:] for one in cell))
+
+    sites = ("input", "recurrent", "candidate", "hidden")
+    noise = {site: inside.get(site, ()) for site in sites}
+    call = fused.Call(mode, reverse, how.form, how.own_variance, how.recurrent_mean, noise, plain)
+    return (call, tensors) if fused.serves(call, tensors) else None
+
+
+def _loop(
+    mode: str,
+    hr: Tensor | None,
+    inside: Inside,
+    valid: Tensor | None,
+    reverse: bool,
+    how: Propagation,
+    x: Values,
+    state: State,
+    of_x: Product,
+    of_h: Product,
+) -> tuple[Moments, State]:
+    """Run one layer in one direction by torch's operations."""
+    step, inputs = STEPS[mode], _unbound(multiply_all(of_x, exact(x)))
+    size = len(inputs)
     candidate, hidden, *kept = (
-        by_time(inside.get(site, ()), size)
-        for site in ("candidate", "hidden", "zoneout_hidden", "zoneout_cell")
+        by_time(inside.get(site, ()), size) for site in ("candidate", "hidden", *_MASKS)
     )
     outputs: list[Moments] = []
     for t in reversed(range(size)) if reverse else range(size):
         recurrent = multiply(of_h, t, state[0])
-        new = step(how, inputs[t], recurrent, state, weights.hr, candidate[t])
+        new = step(how, inputs[t], recurrent, state, hr, candidate[t])
         new = (perturbed(new[0], hidden[t]), *new[1:])
         new = tuple(
             _between(masks[t][0].value, old, one) if masks[t] else one

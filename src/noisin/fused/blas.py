@@ -83,6 +83,23 @@ def packed(matrix: Tensor, rows: int) -> Tensor:
     return _packed(_library(), matrix, rows)
 
 
+def multiply(x: Tensor, matrix: Tensor, out: Tensor) -> Tensor:
+    """Return the product of rows with a packed matrix, in ``out``.
+
+    Args:
+        x: [N, K], contiguous.
+        matrix: [K, M] as ``packed`` returned it.
+        out: [N, M], contiguous.
+    """
+    rows, inner = x.shape
+    columns = out.shape[1]
+    _library().cblas_sgemm_compute(
+        *(_BY_ROWS, _PLAIN, _PACKED, rows, columns, inner, x.data_ptr(), inner),
+        *(matrix.data_ptr(), columns, 0.0, out.data_ptr(), columns),
+    )
+    return out
+
+
 @cache
 def address() -> int | None:
     """Return where the product is, or None: it is not to be had."""

@@ -1,4 +1,4 @@
-"""The recurrence by the C functions of ``recurrence.c``, in float32.
+"""The C functions of ``recurrence.c`` and ``moments.c``, in float32.
 
 The extension is optional: without a compiler at installation there is none, and
 ``noisin.fused.eager`` runs instead. ``Compiled`` is one step without its matrix products,
@@ -13,12 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from noisin.fused import blas, threads
 from noisin.fused.buffers import Buffers, Gradients
 
 NONLINEARITIES = {"RNN_TANH": 0, "RNN_RELU": 1, "RNN_SIGMOID": 2}
 CELLS = ("rnn", "gru", "lstm")
+FORMS = ("mixture", "closed", "wang-manning")
 
 
 class _Noise(ctypes.Structure):
@@ -56,6 +59,39 @@ class _Pass(ctypes.Structure):
     )
 
 
+class Spread(ctypes.Structure):
+    """``Spread`` of moments.c, field by field."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("own", "square", "plain"))
+
+
+_PAIR = ctypes.c_void_p * 2
+
+
+class Propagation(ctypes.Structure):
+    """``Propagation`` of moments.c, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "units", "first", "direction")),
+        *((name, ctypes.c_int64) for name in ("cell", "form", "gates_size")),
+        *((name, ctypes.c_int64) for name in ("sigmoid", "noisy_weight")),
+        *((name, _PAIR) for name in ("h0", "c0")),
+        ("bias", ctypes.c_void_p),
+        *((name, _PAIR) for name in ("gates", "inner", "cells", "states")),
+        *((name, Spread) for name in ("recurrent", "hidden", "candidate")),
+        *((name, _PAIR) for name in ("product", "seen", "grad_out", "grad_state")),
+        *((name, _PAIR) for name in ("grad_cell", "grad_gates", "grad_new")),
+        ("parallel", ctypes.c_void_p),
+        ("threads", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+    )
+
+
+def in_threads() -> dict[str, int | None]:
+    """Return what C is told of torch's threads."""
+    return {"parallel": threads.address(), "threads": torch.get_num_threads()}
+
+
 def _described(buffers: Buffers, gradients: Gradients | None) -> _Pass:
     """Return what C is told of a call: sizes and addresses."""
     cell = {"LSTM": "lstm", "GRU": "gru"}.get(buffers.mode, "rnn")
@@ -69,17 +105,17 @@ def _described(buffers: Buffers, gradients: Gradients | None) -> _Pass:
         cell=CELLS.index(cell),
         gates_size=buffers.gates.shape[-1],
         nonlinearity=NONLINEARITIES.get(buffers.mode, 0),
-        parallel=threads.address(),
-        threads=torch.get_num_threads(),
-        **{name: _address(getattr(buffers, name)) for name in _FORWARD},
+        **in_threads(),
+        **{name: address(getattr(buffers, name)) for name in _FORWARD},
         **{name: _noise(getattr(buffers, name)) for name in _NOISE},
     )
     for name in _BACKWARD if gradients is not None else ():
-        setattr(described, f"grad_{name}", _address(getattr(gradients, name)))
+        setattr(described, f"grad_{name}", address(getattr(gradients, name)))
     return described
 
 
-def _address(tensor: Tensor | None) -> int | None:
+def address(tensor: Tensor | None) -> int | None:
+    """Return where the numbers of a contiguous tensor lie, or None: there are none."""
     if tensor is None or not tensor.numel():
         return None
     assert tensor.is_contiguous()
@@ -89,7 +125,7 @@ def _address(tensor: Tensor | None) -> int | None:
 def _noise(tensor: Tensor | None) -> _Noise:
     if tensor is None:
         return _Noise(None, 0)
-    return _Noise(_address(tensor), tensor[0].numel() if len(tensor) > 1 else 0)
+    return _Noise(address(tensor), tensor[0].numel() if len(tensor) > 1 else 0)
 
 
 class Compiled:
@@ -107,7 +143,7 @@ class Compiled:
 
     def forward(self, t: int, product: Tensor) -> None:
         """From W_hh h_{t-1} to h_t before a projection."""
-        LIBRARY.forward(self._at, t, _address(product))
+        LIBRARY.forward(self._at, t, address(product))
 
     def emit(self, t: int) -> None:
         """z_t: h_t under the noise of ``hidden`` and zoneout."""
@@ -150,12 +186,12 @@ class Walk:
         if gradients is None:
             packed = blas.packed(weight.t(), rows)
             product = buffers.gates.new_empty(buffers.gates.shape[1:])
-            described.weight, described.product = _address(packed), _address(product)
+            described.weight, described.product = address(packed), address(product)
         else:
             packed, product = blas.packed(weight, rows), None
-            described.weight_back = _address(packed)
+            described.weight_back = address(packed)
         described.multiply = blas.address()
-        described.projection, described.seen = _address(projection), _address(seen)
+        described.projection, described.seen = address(projection), address(seen)
         described.recurrent_factor, described.recurrent_offset = map(_noise, noise)
         self._tensors = buffers, gradients, noise, projection, seen, packed, product
         self._pass = described
@@ -177,14 +213,19 @@ def load() -> Any:
     try:
         library = ctypes.CDLL(found.origin)
         library.pass_size.restype = ctypes.c_int64
-        if library.pass_size() != ctypes.sizeof(_Pass):
-            return None  # compiled from another version of recurrence.c
+        library.propagation_size.restype = ctypes.c_int64
+        if (library.pass_size(), library.propagation_size()) != tuple(
+            map(ctypes.sizeof, (_Pass, Propagation))
+        ):
+            return None  # compiled from another version of the C files
     except (OSError, AttributeError):  # compiled for another machine; something else entirely
         return None
     step = (ctypes.c_void_p, ctypes.c_int64)
     library.forward.argtypes = (*step, ctypes.c_void_p)
     library.backward.argtypes = library.emit.argtypes = library.absorb.argtypes = step
-    numbers = (ctypes.c_int64, ctypes.c_float)
+    for name in ("see", "forward", "backward", "send_back"):
+        getattr(library, f"moments_{name}").argtypes = step
+    numbers = (ctypes.c_int64, ctypes.c_int64, ctypes.c_float)
     library.squash.argtypes = (*numbers, *(ctypes.c_void_p,) * 4)
     library.squash_back.argtypes = (*numbers, *(ctypes.c_void_p,) * 6)
     library.walk_forward.argtypes = library.walk_backward.argtypes = (ctypes.c_void_p,)
@@ -197,6 +238,26 @@ LIBRARY = load()
 def serves(dtype: torch.dtype) -> bool:
     """Return whether the compiled functions are there and take this dtype."""
     return LIBRARY is not None and dtype == torch.float32
+
+
+def sees(*tensors: Tensor) -> bool:
+    """Return whether C can run on tensors: numbers that lie in memory, and nothing looks on."""
+    return (
+        all(
+            serves(one.dtype) and one.device.type == "cpu" and type(one) in (Tensor, Parameter)
+            for one in tensors
+        )
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+    )
+
+
+def differentiates_again(*grads: Tensor | None) -> bool:
+    """Return whether a backward pass shall be differentiable itself, or runs for many at once."""
+    batched = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore
+    return torch.is_grad_enabled() or any(one is not None and batched(one) for one in grads)
 
 
 def walks(dtype: torch.dtype) -> bool:

@@ -15,9 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from noisin.fused import blas
 from noisin.fused.blas import is_intel
 
-Library = Literal["onednn", "torch"]
+Library = Literal["onednn", "mkl", "torch"]
 
 STEPS = 16  # a weight that serves fewer steps is not worth packing
 _DENSE = ("none", [], "")  # nothing follows the product
@@ -61,28 +62,43 @@ class Repeated:
     def __init__(self, weight: Tensor, rows: int, times: int, by: Library | None = None) -> None:
         self.weight, self._rows = weight, rows
         packing = weight.dtype == torch.float32 and times >= STEPS and weight.numel() > 0
-        self._by: Library = (by or library()) if packing else "torch"
+        usual: Library = "mkl" if blas.address() else library()
+        self._by: Library = (by or usual) if packing else "torch"
         self._packed: Tensor | None = None
         self._packed_back: Tensor | None = None
 
-    def _pack(self, weight: Tensor) -> Tensor:
+    def _pack(self, matrix: Tensor) -> Tensor:
+        """Return a matrix [O, I] for products with its transpose."""
         if self._by == "onednn":
-            return torch.ops.mkldnn._reorder_linear_weight(weight, self._rows)
-        return weight
+            return torch.ops.mkldnn._reorder_linear_weight(matrix.contiguous(), self._rows)
+        return blas.packed(matrix.t(), self._rows)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return W x for each row, [B, I] to [B, O]."""
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return W x for each row, [B, I] to [B, O], in ``out`` if given."""
+        if out is None:
+            out = x.new_empty(len(x), len(self.weight))
+        if self._by == "torch":
+            return torch.mm(x, self.weight.t(), out=out)
         if self._packed is None:
             self._packed = self._pack(self.weight)
-        if self._by == "onednn":
-            return torch.ops.mkldnn._linear_pointwise(x, self._packed, None, *_DENSE)
-        return torch.mm(x, self.weight.t())
+        return self._multiply(x.contiguous(), self._packed, out)
+
+    def sent(self, grad: Tensor, out: Tensor) -> Tensor:
+        """Return Wᵀ d for each row d, [B, O] to [B, I], in ``out``."""
+        if self._by == "torch":
+            return torch.mm(grad, self.weight, out=out)
+        if self._packed_back is None:
+            self._packed_back = self._pack(self.weight.t())
+        return self._multiply(grad.contiguous(), self._packed_back, out)
 
     def backward(self, grad: Tensor, carry: Tensor) -> None:
         """Add Wᵀ d for each row d to ``carry``, [B, O] to [B, I]."""
-        if self._by != "onednn":
+        if self._by == "torch":
             carry.addmm_(grad, self.weight)
-            return
-        if self._packed_back is None:
-            self._packed_back = self._pack(self.weight.t().contiguous())
-        carry += torch.ops.mkldnn._linear_pointwise(grad, self._packed_back, None, *_DENSE)
+        else:
+            carry += self.sent(grad, torch.empty_like(carry))
+
+    def _multiply(self, x: Tensor, packed: Tensor, out: Tensor) -> Tensor:
+        if self._by == "mkl":
+            return blas.multiply(x, packed, out)
+        return out.copy_(torch.ops.mkldnn._linear_pointwise(x, packed, None, *_DENSE))

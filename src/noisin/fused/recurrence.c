@@ -9,45 +9,7 @@
 
    Letters: T steps, B sequences, H hidden units, P size of h (H without a projection), G gates. */
 
-#include <stdint.h>
-#include <string.h>
-
-#if defined(_WIN32)
-#define PUBLIC __declspec(dllexport)
-#define restrict __restrict
-#else
-#define PUBLIC __attribute__((visibility("default")))
-#endif
-
-/* One copy of each function for a kind of processor, chosen when the library is loaded. */
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
-#if __GNUC__ >= 12
-#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#endif
-#else
-#define CLONES
-#endif
-
-#if defined(__GNUC__)
-#define INLINE static inline __attribute__((always_inline))
-#else
-#define INLINE static inline
-#endif
-
-/* A loop whose turns do not depend on each other, which compilers do not see by themselves. */
-#if defined(__clang__)
-#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#elif defined(__GNUC__)
-#define INDEPENDENT _Pragma("GCC ivdep")
-#else
-#define INDEPENDENT
-#endif
-#define EACH(index, count) INDEPENDENT for (int64_t index = 0; index < (count); index++)
-
-enum { BLOCK = 128 }; /* units at a time, so that what is between two loops stays near */
-enum { WORTH_SHARING = 1500 }; /* units of a thread; fewer take less time than its call */
+#include "numbers.h"
 
 typedef struct {
     const float *at; /* NULL: no such noise */
@@ -60,12 +22,7 @@ typedef void Multiply(int64_t layout, int64_t turn_a, int64_t turn_b, int64_t ro
                       int64_t inner, const float *a, int64_t step_a, const float *b, int64_t step_b,
                       float beta, float *c, int64_t step_c);
 
-/* Runs a function in so many threads at once, the calling one among them; the arguments of
-   GOMP_parallel. */
-typedef void Parallel(void (*function)(void *), void *data, unsigned threads, unsigned flags);
-
 enum { BY_ROWS = 101, PLAIN = 111, TURNED = 112, PACKED = 151 };
-enum { ELMAN = 0, GRU = 1, LSTM = 2 };
 
 typedef struct {
     int64_t batch, hidden, state;       /* B, H, P */
@@ -106,124 +63,6 @@ typedef struct {
 
 /* What the caller must agree on. */
 PUBLIC int64_t pass_size(void) { return sizeof(Pass); }
-
-/* For x <= 0, to about an ulp: x = n ln 2 + r, e^x = 2^n (1 + p(r)). */
-INLINE void exponential(float x, float *power, float *p) {
-    union { float real; uint32_t bits; } shifted, scale;
-    x = x < -87.0f ? -87.0f : x;
-    shifted.real = x * 1.44269504f + 12582912.0f; /* rounds to a whole number in the low bits */
-    const float n = shifted.real - 12582912.0f;
-    const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float sum = 1.9841270e-4f;
-    sum = sum * r + 1.3888889e-3f;
-    sum = sum * r + 8.3333333e-3f;
-    sum = sum * r + 4.1666667e-2f;
-    sum = sum * r + 1.6666667e-1f;
-    sum = sum * r + 0.5f;
-    scale.bits = (shifted.bits << 23) + 0x3f800000u;
-    *power = scale.real;
-    *p = sum * r * r + r;
-}
-
-INLINE float magnitude(float x) { return x < 0.0f ? -x : x; }
-
-INLINE float logistic(float x) {
-    float power, p;
-    exponential(-magnitude(x), &power, &p);
-    const float e = power + power * p;
-    return (x < 0.0f ? e : 1.0f) / (1.0f + e);
-}
-
-INLINE float hyperbolic(float x) {
-    float power, p;
-    exponential(-2.0f * magnitude(x), &power, &p);
-    const float m = power * p + (power - 1.0f); /* e^-2|x| - 1 */
-    return (x < 0.0f ? m : -m) / (2.0f + m);
-}
-
-/* Moments of tanh(a) and of the logistic sigmoid for normal a; noisin.propagation has the formulas.
-
-   With k = q / sqrt(1 + 2 q^2 v) and e = exp(-k^2 m^2), M = sum c erf(k m) and
-   S, Q, R = 2 / sqrt(pi) sum c k^1, 3, 5 e: the slopes of M are S and -m Q, those of S are -2 m Q
-   and 2 m^2 R - Q. */
-typedef struct {
-    float shift, s, q, r; /* M(v) - M(0), S(0) - S(v), Q(0) - Q(v), and of v alone: R(v) */
-    float q_here;         /* Q(v) */
-} Mixture;
-
-/* erf x to 1.5e-7 of e = exp(-x^2), Abramowitz and Stegun 7.1.26. */
-INLINE float error_function(float x, float e) {
-    const float t = 1.0f / (1.0f + 0.3275911f * magnitude(x));
-    float sum = 1.061405429f;
-    sum = sum * t - 1.453152027f;
-    sum = sum * t + 1.421413741f;
-    sum = sum * t - 0.284496736f;
-    sum = sum * t + 0.254829592f;
-    const float y = 1.0f - sum * t * e;
-    return x < 0.0f ? -y : y;
-}
-
-INLINE float bell(float x) {
-    float power, p;
-    exponential(-x * x, &power, &p);
-    return power + power * p;
-}
-
-INLINE void add_part(Mixture *sum, float share, float slope, float mean, float variance) {
-    const float wide = 1.0f + 2.0f * slope * slope * variance;
-    const float k = slope / __builtin_sqrtf(wide), k2 = k * k, q2 = slope * slope;
-    const float here = k * mean, there = slope * mean;
-    const float e = bell(here), e0 = bell(there), norm = 1.1283791671f * share;
-    sum->shift += share * (error_function(here, e) - error_function(there, e0));
-    const float s0 = norm * slope * e0, s = norm * k * e;
-    sum->s += s0 - s;
-    sum->q += s0 * q2 - s * k2;
-    sum->q_here += s * k2;
-    sum->r += s * k2 * k2;
-}
-
-INLINE Mixture mixture(float mean, float variance) {
-    Mixture sum = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
-    add_part(&sum, 0.0886673456f, 0.4764472635f, mean, variance);
-    add_part(&sum, 0.4178972674f, 0.7087913120f, mean, variance);
-    add_part(&sum, 0.4140872391f, 1.0357799047f, mean, variance);
-    add_part(&sum, 0.0793481479f, 1.4978223619f, mean, variance);
-    return sum;
-}
-
-/* `half`: 1 of tanh(a), 0.5 of the sigmoid, (1 + tanh(a / 2)) / 2. */
-PUBLIC CLONES void squash(int64_t size, float half, const float *restrict mean,
-                          const float *restrict variance, float *restrict out,
-                          float *restrict spread) {
-    EACH(j, size) {
-        const float m = half * mean[j], plain = hyperbolic(m);
-        const Mixture x = mixture(m, half * half * variance[j]);
-        const float all = x.s - x.shift * (2.0f * plain + x.shift);
-        const int fixed = variance[j] <= 0.0f; /* what is left is rounding */
-        out[j] = (half < 1.0f ? logistic(mean[j]) : plain) + half * x.shift;
-        spread[j] = all < 0.0f || fixed ? 0.0f : half * half * all;
-    }
-}
-
-PUBLIC CLONES void squash_back(int64_t size, float half, const float *restrict mean,
-                               const float *restrict variance, const float *restrict of_out,
-                               const float *restrict of_spread, float *restrict of_mean,
-                               float *restrict of_variance) {
-    EACH(j, size) {
-        const float m = half * mean[j], plain = hyperbolic(m);
-        const Mixture x = mixture(m, half * half * variance[j]);
-        const float slope = 1.0f - plain * plain, twice = 2.0f * plain + x.shift;
-        const float all = x.s - x.shift * twice;
-        const float dm = half * of_out[j];
-        const int fixed = variance[j] <= 0.0f;
-        const float dv = all < 0.0f && !fixed ? 0.0f : half * half * of_spread[j];
-        const float v_by_mean = x.s * twice - 2.0f * m * x.q - x.shift * (2.0f * slope - x.s);
-        const float v_by_variance =
-            x.q_here - 2.0f * m * m * x.r + 2.0f * m * x.q_here * (plain + x.shift);
-        of_mean[j] = half * (dm * (slope - x.s) + dv * v_by_mean);
-        of_variance[j] = half * half * (dv * v_by_variance - dm * m * x.q_here);
-    }
-}
 
 INLINE const float *now(Noise noise, int64_t t, int64_t row, int64_t width) {
     return noise.at ? noise.at + t * noise.stride + row * width : NULL;
@@ -516,10 +355,10 @@ typedef struct {
     int64_t t;
     const float *given; /* the product of FORWARD, the state of SEE */
     int what;
-    int64_t parts, taken;
-} Share;
+} Turn;
 
-static void rows(const Share *s, int64_t from, int64_t to) {
+static void rows(void *turn, int64_t from, int64_t to) {
+    const Turn *s = turn;
     const Pass *p = s->pass;
     if (s->what & SEE) see(p, s->t, s->given, from, to);
     if (s->what & SEND_BACK) send_back(p, s->t, from, to);
@@ -537,31 +376,9 @@ static void rows(const Share *s, int64_t from, int64_t to) {
     }
 }
 
-#if defined(__GNUC__)
-/* One thread's part, and what no other thread takes. */
-static void take(void *data) {
-    Share *s = data;
-    const int64_t B = s->pass->batch;
-    for (;;) {
-        const int64_t part = __atomic_fetch_add(&s->taken, 1, __ATOMIC_RELAXED);
-        if (part >= s->parts) return;
-        rows(s, B * part / s->parts, B * (part + 1) / s->parts);
-    }
-}
-#endif
-
 static void share(const Pass *p, int64_t t, const float *given, int what) {
-    int64_t parts = p->batch * p->hidden / WORTH_SHARING;
-    parts = parts < p->threads ? parts : p->threads;
-    parts = parts < p->batch ? parts : p->batch;
-    Share s = {p, t, given, what, parts, 0};
-#if defined(__GNUC__)
-    if (p->parallel && parts > 1) {
-        p->parallel(take, &s, (unsigned)parts, 0);
-        return;
-    }
-#endif
-    rows(&s, 0, p->batch);
+    Turn turn = {p, t, given, what};
+    share_rows(rows, &turn, p->batch, p->hidden, p->parallel, p->threads);
 }
 
 PUBLIC void forward(const Pass *p, int64_t t, const float *product) {

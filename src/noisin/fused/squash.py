@@ -9,61 +9,49 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.nn import Parameter
 
 from noisin import propagation
 from noisin.fused import compiled
-from noisin.propagation import Moments
+from noisin.propagation import Form, Moments
 
 
-def tanh(x: Moments) -> Moments:
-    """Return by the mixture the moments of tanh of normal numbers."""
-    return _squashed(x, 1.0) if _serves(x) else propagation.tanh(x)
+def tanh(x: Moments, form: Form = "mixture") -> Moments:
+    """Return the moments of tanh of normal numbers."""
+    return _squashed(form, x, 1.0) if _serves(x) else propagation.tanh(x, form)
 
 
-def sigmoid(x: Moments) -> Moments:
-    """Return by the mixture the moments of the logistic sigmoid of normal numbers."""
-    return _squashed(x, 0.5) if _serves(x) else propagation.sigmoid(x)
+def sigmoid(x: Moments, form: Form = "mixture") -> Moments:
+    """Return the moments of the logistic sigmoid of normal numbers."""
+    return _squashed(form, x, 0.5) if _serves(x) else propagation.sigmoid(x, form)
 
 
 def _serves(x: Moments) -> bool:
-    mean, variance = x
-    return (
-        compiled.serves(mean.dtype)
-        and mean.device.type == "cpu"
-        and (mean.shape, mean.dtype) == (variance.shape, variance.dtype)
-        and mean.device == variance.device
-        and all(type(one) in (Tensor, Parameter) for one in x)  # numbers that lie in memory
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-        and not torch.compiler.is_compiling()
-        and torch._C._get_tracing_state() is None
-    )
+    return x.mean.shape == x.variance.shape and compiled.sees(*x)
 
 
-def _squashed(x: Moments, half: float) -> Moments:
+def _squashed(form: Form, x: Moments, half: float) -> Moments:
     given = (x.mean.contiguous(), x.variance.contiguous())
-    return Moments(*_Squash.apply(half, *given))  # pyright: ignore[reportGeneralTypeIssues]
+    return Moments(*_Squash.apply(form, half, *given))  # pyright: ignore[reportGeneralTypeIssues]
 
 
 class _Squash(torch.autograd.Function):
     """Half is 1 of tanh, and ½ of the sigmoid, (1 + tanh(a / 2)) / 2."""
 
     @staticmethod
-    def forward(ctx: Any, half: float, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.half = half
+    def forward(
+        ctx: Any, form: Form, half: float, mean: Tensor, variance: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.form, ctx.half = form, half
         ctx.save_for_backward(mean, variance)
         out, spread = torch.empty_like(mean), torch.empty_like(mean)
         pointers = (one.data_ptr() for one in (mean, variance, out, spread))
-        compiled.LIBRARY.squash(mean.numel(), half, *pointers)
+        compiled.LIBRARY.squash(compiled.FORMS.index(form), mean.numel(), half, *pointers)
         return out, spread
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[None, Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Any) -> tuple[None, None, Tensor, Tensor]:
         mean, variance = ctx.saved_tensors
-        batched = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore
-        if torch.is_grad_enabled() or any(map(batched, grads)):  # torch's operations know how
+        if compiled.differentiates_again(*grads):  # torch's operations know how
             function = propagation.tanh if ctx.half == 1 else propagation.sigmoid
             with torch.enable_grad():
                 # aliases: the graph from here leads to them and not past them
@@ -71,10 +59,11 @@ class _Squash(torch.autograd.Function):
                     one.view_as(one) if one.requires_grad else one.detach().requires_grad_()
                     for one in (mean, variance)
                 ]
-                found = function(Moments(*leaves))
+                found = function(Moments(*leaves), ctx.form)
                 of_mean, of_variance = torch.autograd.grad(found, leaves, grads, create_graph=True)
-            return None, of_mean, of_variance
+            return None, None, of_mean, of_variance
         found = torch.empty_like(mean), torch.empty_like(mean)
         given = (mean, variance, *(one.contiguous() for one in grads), *found)
-        compiled.LIBRARY.squash_back(mean.numel(), ctx.half, *(one.data_ptr() for one in given))
-        return None, *found
+        sizes = compiled.FORMS.index(ctx.form), mean.numel(), ctx.half
+        compiled.LIBRARY.squash_back(*sizes, *(one.data_ptr() for one in given))
+        return None, None, *found
