@@ -9,7 +9,7 @@ from torch.nn.functional import binary_cross_entropy as cross_entropy
 
 from lab_cases import benchmark_folder, config, corpus
 from noisin import Moments, plain
-from noisin.lab import recipe
+from noisin.lab import recipe, records
 from noisin.lab.music import MusicModel, MusicTask, batch_of, padded_in_front
 from test_cli import call as call  # a fixture
 
@@ -127,6 +127,9 @@ def test_evaluate_scores_the_plain_network_on_request(call, tmp_path):
     result = call(*command, *changes)
     assert result.exit_code == 0, result.output
     (run,) = (p.parent for p in (tmp_path / "runs").rglob("record.json"))
+    (epoch,) = records.read([run])[0].history
+    assert len(epoch.squared_radius) == len(epoch.spectral_radius) == 1
+    assert epoch.squared_radius[0] != epoch.spectral_radius[0]
     shown = [
         call("evaluate", run, "--data-dir", folder, *more)
         for more in ((), ("--plain",), ("--samples", 2))

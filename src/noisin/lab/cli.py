@@ -19,7 +19,7 @@ from rich.table import Table
 
 from noisin.explanation import explain as explain_model
 from noisin.lab import LabError, bench, data, evaluate, jobs, recipe, records, report, sound, tasks
-from noisin.lab.config import WordsConfig, corpus_key
+from noisin.lab.config import WordsConfig, corpus_key, propagates
 from noisin.lab.files import make_folder, write_aside
 from noisin.lab.music import MusicModel
 from noisin.lab.recipe import Recipe, Row
@@ -254,7 +254,7 @@ def evaluate_command(
     for column in (split, *scores[0]):
         table.add_column(column)
     for k, score in scores.items():
-        how = "moments" if evaluate.propagates(loaded[0]) and not plain else "noise off"
+        how = "moments" if propagates(loaded[0].record.config.noise) and not plain else "noise off"
         how = f"average of {k} draws" if k else how
         table.add_row(how, *(f"{value:.4f}" for value in score.values()))
     console.print(table)

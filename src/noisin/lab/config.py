@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from noisin.lab.data import NAMES
+from noisin.noise import terms_of
 from noisin.propagation import Form
 from noisin.text import parse
 
@@ -208,6 +209,11 @@ TASKS: dict[str, type[MusicConfig] | type[WordsConfig]] = {
     "words": WordsConfig,
 }
 AnyConfig = Annotated[MusicConfig | WordsConfig, Field(discriminator="task")]
+
+
+def propagates(noise: str) -> bool:
+    """Return whether some term, in text form, is propagated instead of drawn."""
+    return any(getattr(term, "estimate", "") == "moments" for term in terms_of(parse(noise)))
 
 
 def corpus_key(config: MusicConfig | WordsConfig) -> tuple[str, str, int]:

@@ -17,8 +17,6 @@ from noisin.lab.records import Record
 from noisin.lab.rolls import Roll
 from noisin.lab.task import Corpus, Scores, Task
 from noisin.lab.words import WordTask
-from noisin.noise import terms_of
-from noisin.text import parse
 
 
 @dataclass(frozen=True)
@@ -103,12 +101,6 @@ def evaluate(
         for run in runs if without else ():
             off.enter_context(plain(run.task.model))
         return runs[0].task.scores(split, (0, *samples), others)
-
-
-def propagates(run: Run) -> bool:
-    """Return whether a run's noise is propagated by moments."""
-    terms = terms_of(parse(run.record.config.noise))
-    return any(getattr(term, "estimate", "") == "moments" for term in terms)
 
 
 def log_probabilities(run: Run, split: str) -> list[dict[str, str | float]]:

@@ -16,16 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from noisin.inference import fold, sampling, unfold
-from noisin.lab.config import MusicConfig
+from noisin.lab.config import MusicConfig, propagates
 from noisin.lab.models import recurrent, share
 from noisin.lab.rolls import KEYS, Corpus, Roll
 from noisin.lab.task import Loss, Scores, Stopped, nested, never
 from noisin.likelihood import BernoulliHead
-from noisin.noise import terms_of
 from noisin.propagated import Propagation
 from noisin.propagation import Moments, each, exact
 from noisin.shapes import Bool, Float
-from noisin.text import parse
 
 AT_ONCE = 2**15  # steps of all sequences in one pass of evaluation, to bound its memory
 
@@ -65,8 +63,7 @@ class MusicModel(nn.Module):
         self.rnn = recurrent(config, KEYS, noise.recurrent)
         self.rnn.propagation = Propagation(config.moments, recurrent_mean=config.recurrent_mean)
         self.head = BernoulliHead(config.hidden_size, KEYS, noise=noise.head)
-        terms = terms_of(parse(config.noise))
-        self.moments = any(getattr(term, "estimate", "") == "moments" for term in terms)
+        self.moments = propagates(config.noise)
         self.final_moments = self.moments and config.final_moments
         self.first = None
         if config.learned_state:

@@ -31,6 +31,7 @@ class Epoch(BaseModel):
         valid: scores of the validation split, noise off.
         lr: step size.
         spectral_radius: of each layer, each gate of weight_hh.
+        squared_radius: of W ∘ W likewise, where variances are propagated; else empty.
         spreads: learned standard deviations, the mean over a layer's.
         seconds: time of the epoch.
     """
@@ -42,6 +43,7 @@ class Epoch(BaseModel):
     valid: Scores
     lr: float
     spectral_radius: list[list[float]]
+    squared_radius: list[list[float]] = []
     spreads: dict[str, float]
     seconds: float
 

@@ -290,13 +290,21 @@ def draw_curves(rows: dict[str, list[Record]], valid: Axes, train: Axes) -> None
 
 
 def draw_radius(rows: dict[str, list[Record]], axes: Axes) -> None:
-    """Draw the spectral radius of the candidate's recurrent weights over epochs."""
+    """Draw the spectral radius of the candidate's recurrent weights, W, over epochs.
+
+    Dashed, where variances are propagated, that of W ∘ W.
+    """
     for color, (name, runs) in zip(_colors(rows), rows.items(), strict=True):
         for index, run in enumerate(runs):
             label = name if index == 0 else None
             radius = [_candidate_radius(epoch.spectral_radius[0]) for epoch in run.history]
             epochs = [epoch.epoch for epoch in run.history]
-            axes.plot(epochs, radius, color=color, linewidth=1, alpha=0.8, label=label)
+            line = {"color": color, "linewidth": 1, "alpha": 0.8}
+            axes.plot(epochs, radius, label=label, **line)
+            squared = [e.squared_radius for e in run.history if e.squared_radius]
+            if squared:
+                ends = [_candidate_radius(radii[0]) for radii in squared]
+                axes.plot(epochs, ends, linestyle="dashed", **line)
     axes.set(xlabel="epoch", ylabel="spectral radius")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

@@ -19,7 +19,7 @@ from noisin import penalties
 from noisin.diagnostics import learned_spreads, recurrent_radii
 from noisin.explanation import explain
 from noisin.lab import LabError, checkpoint, records, tasks
-from noisin.lab.config import Config
+from noisin.lab.config import Config, propagates
 from noisin.lab.files import make_folder
 from noisin.lab.recipe import Row
 from noisin.lab.records import Epoch, Record
@@ -123,6 +123,7 @@ class Trainer:
         self.task, self.seed, self.path = task, seed, path
         self.tell, self.stopping = tell, stopping
         self.config, self.model = config, task.model
+        self.moments = propagates(config.noise)
         task.stopping = stopping
         self.optimizer = optimizer_of(config, task.model)
         self.average: AveragedModel | None = None
@@ -219,6 +220,7 @@ class Trainer:
             valid=valid,
             lr=self.config.lr_at(self.epoch),
             spectral_radius=recurrent_radii(self.model),
+            squared_radius=recurrent_radii(self.model, squared=True) if self.moments else [],
             spreads=learned_spreads(self.model),
             seconds=self.since,
         )
