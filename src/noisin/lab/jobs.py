@@ -110,9 +110,9 @@ def _do(jobs: Sequence[Job], processes: int, data_dir: Path | None, console: Con
     told, stop = context.Queue(), context.Event()
     with (
         ProcessPoolExecutor(processes, context, _begin, (told, stop, data_dir)) as pool,
-        _Display(len(jobs), console) as display,
+        Display(len(jobs), console) as display,
     ):
-        with _deaf():  # the workers inherit it: Ctrl-C reaches this process alone
+        with deaf():  # the workers inherit it: Ctrl-C reaches this process alone
             futures = {pool.submit(_run, job): job for job in jobs}
         pending: set[Future[Record | None]] = set(futures)
         try:
@@ -128,7 +128,7 @@ def _do(jobs: Sequence[Job], processes: int, data_dir: Path | None, console: Con
             ) from None
         except BaseException as error:
             stop.set()
-            with _deaf():
+            with deaf():
                 console.print("stopping: each run finishes its update and writes its checkpoint")
                 pool.shutdown(cancel_futures=True)
             if isinstance(error, KeyboardInterrupt):
@@ -137,7 +137,7 @@ def _do(jobs: Sequence[Job], processes: int, data_dir: Path | None, console: Con
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
+def deaf() -> Iterator[None]:
     """Ignore Ctrl-C."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -180,7 +180,7 @@ def _emptied(told: Queue[Progress]) -> Iterator[Progress]:
             return
 
 
-class _Display:
+class Display:
     """Bars in a terminal, lines elsewhere."""
 
     def __init__(self, runs: int, console: Console) -> None:
@@ -197,7 +197,7 @@ class _Display:
         )
         self.tasks: dict[str, TaskID] = {}
 
-    def __enter__(self) -> _Display:
+    def __enter__(self) -> Display:
         self.bars.start()
         return self
 

@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from noisin.lab import LabError
 from noisin.lab.config import TASKS, AnyConfig, Seed, corpus_key
+from noisin.lab.search import Scalar, Search
 
 
 class Published(BaseModel):
@@ -78,6 +79,7 @@ class Recipe(BaseModel):
         seeds: one run of each row for each of them.
         baseline: the row that the others are compared with.
         rows: the methods, by name.
+        search: what a sweep tries.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -88,6 +90,7 @@ class Recipe(BaseModel):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     baseline: str
     rows: Annotated[dict[str, Row], Field(min_length=1)]
+    search: Search | None = None
 
     def on(self, corpora: Container[tuple[str, str, int]]) -> Recipe:
         """Return the recipe with only the rows whose corpus (by its key) is among some."""
@@ -103,7 +106,7 @@ class Recipe(BaseModel):
 
 # settings that stay text, whatever they look like
 TEXTS = ("task", "data", "cell", "noise", "optimizer", "loss", "padding", "moments")
-TOP_KEYS = ("title", "seeds", "baseline", "base", "rows")
+TOP_KEYS = ("title", "seeds", "baseline", "base", "rows", "search")
 ROW_KEYS = ("label", "baseline", "published", "note")
 ROW_NAME = re.compile(r"[A-Za-z0-9][\w.+*-]*")
 
@@ -176,10 +179,63 @@ def load(name: str, changes: Sequence[str] = (), only: Sequence[str] = ()) -> Re
                 f"got {about['baseline']!r}"
             )
         recipe["rows"][row] = {**about, "config": config}
+    if "search" in raw:
+        recipe["search"] = raw["search"]
     try:
-        return Recipe.model_validate(recipe)
+        found = Recipe.model_validate(recipe)
+        if found.search is None:
+            return found
+        search = _checked_search(found.search, rows, raw.get("base", {}), changed)
+        return found.model_copy(update={"search": search})
     except ValidationError as error:
         raise LabError(f"recipe {name}: {_told(error)}") from None
+    except ValueError as error:
+        raise LabError(f"recipe {name}: search: {error}") from None
+
+
+def _checked_search(
+    search: Search, rows: Mapping[str, Any], base: Mapping[str, Any], changed: Mapping[str, Any]
+) -> Search:
+    """Return a search without what was changed in every row.
+
+    Raises:
+        ValueError: it begins from no row, or names what is no setting.
+    """
+    if search.row not in rows:
+        raise ValueError(f"row must be one of {list(rows)}, got {search.row!r}")
+    task = {**base, **rows[search.row], **changed}.get("task", "music")
+    fields = [name for name in TASKS[task].model_fields if name not in ("task", "data")]
+    search.check(fields)
+    return search.without(changed, fields)
+
+
+def trial(recipe: Recipe, drawn: Mapping[str, Scalar]) -> Row:
+    """Return a row with the settings of a trial.
+
+    Args:
+        recipe: with a search.
+        drawn: a value for each name of its space.
+
+    Raises:
+        LabError: settings that do not fit each other.
+    """
+    search = recipe.search
+    assert search is not None
+    row = recipe.rows[search.row]
+    config = row.config
+    try:
+        changed = search.changed(drawn, list(type(config).model_fields), TEXTS)
+        made = type(config).model_validate({**config.model_dump(), **changed})
+    except ValidationError as error:
+        raise LabError(_told(error)) from None
+    except ValueError as error:
+        raise LabError(str(error)) from None
+    label = ", ".join(f"{name} {_shown(value)}" for name, value in drawn.items())
+    return row.model_copy(update={"config": made, "label": label, "published": None, "note": ""})
+
+
+def _shown(value: Scalar) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -149,9 +149,9 @@ def _line(
     done = [run for run in runs if run.status == "finished"]
     first, config = runs[0], runs[0].config
     compared = base if base is not None and base is not runs else []
-    reference = {run.seed: run.test for run in compared if run.status == "finished"}
+    reference = {run.seed: run.test for run in compared if "test" in run.scores}
     draws = sorted({k for run in done for k in run.monte_carlo})
-    tests = [run.scores["test"] for run in done]
+    tested = [run for run in done if "test" in run.scores]  # the trials of a search are not
     own = {key: getattr(config, key) for key in settings if hasattr(config, key)}
     return Line(
         name=name,
@@ -161,11 +161,13 @@ def _line(
         note=first.note,
         parameters=first.parameters,
         scores={
-            split: Estimate.of([run.scores[split][run.metric] for run in done])
+            split: Estimate.of([r.scores[split][r.metric] for r in done if split in r.scores])
             for split in ("train", "valid", "test")
         },
-        scored=Estimate.of([test["scored"] for test in tests if "scored" in test]),
-        difference=Estimate.of([r.test - reference[r.seed] for r in done if r.seed in reference]),
+        scored=Estimate.of(
+            [r.scores["test"]["scored"] for r in tested if "scored" in r.scores["test"]]
+        ),
+        difference=Estimate.of([r.test - reference[r.seed] for r in tested if r.seed in reference]),
         baseline=compared[0].label if compared else "",
         published=f"{first.published.test} ({first.published.source})" if first.published else "",
         epochs=Estimate.of([len(run.history) for run in done]),

@@ -43,6 +43,7 @@ class Job:
         seed: of weights, order and noise.
         corpus: sha256 of the corpus.
         folder: where the runs of the recipe stand.
+        test: whether to score the test split at the end.
     """
 
     recipe: str
@@ -52,6 +53,7 @@ class Job:
     seed: int
     corpus: str
     folder: Path
+    test: bool = True
 
     @property
     def hash(self) -> str:
@@ -368,6 +370,7 @@ def _record(
     if not reason:
         for split in ("train", "valid"):
             scores[split] = task.score(split)
+    if not reason and job.test:
         samples = (0, *config.test_samples) if config.noise != "none" else (0,)
         torch.manual_seed(SCORING_SEED)
         monte_carlo = task.scores("test", samples)

@@ -1,0 +1,456 @@
+"""A search over the settings of a recipe, by any number of workers on any number of machines.
+
+Optuna keeps the trials, in a journal file or a database. A worker draws the settings of a trial,
+runs it, and tells its best validation score; the test split is left alone. While it runs a worker
+gives signs of life: a counter in the trial. A trial whose counter stands still for the grace
+period is taken from its worker and begun again by another one, from its checkpoint where the
+folder is shared. Trials that were taken away or given back are ``lost``; they do not count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import optuna
+from filelock import FileLock
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from noisin.lab import LabError, recipe, train
+from noisin.lab.files import make_folder, write_aside
+from noisin.lab.recipe import Recipe
+from noisin.lab.records import Record
+from noisin.lab.search import Range, Search
+from noisin.lab.task import Corpus, Stopped
+from noisin.lab.train import Job, Progress
+
+Sampler = Literal["random", "tpe"]
+T = TypeVar("T")
+
+BEAT = "noisin:beat"  # system attribute: a worker's counter
+LOST, REASON, RUN, AGAIN = "lost", "reason", "run", "again"  # attributes that users see
+PATIENCE = 300.0  # seconds to wait for a storage that does not answer
+STARTUP = 8  # epochs, and finished trials, before anything is pruned
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What all workers of a sweep agree on.
+
+    Args:
+        recipe: with a search.
+        corpus: sha256 of the corpus.
+        folder: where its runs stand.
+        storage: URL of a database, or the path of a journal file.
+        trials: how many shall be finished, over all workers.
+        sampler: how settings are drawn.
+        prune: whether trials worse than the median of the others at their epoch end early.
+        seed: of the draws of settings.
+        grace: seconds without a sign of life after which a trial is taken from its worker.
+    """
+
+    recipe: Recipe
+    corpus: str
+    folder: Path
+    storage: str
+    trials: int
+    sampler: Sampler = "random"
+    prune: bool = False
+    seed: int = 0
+    grace: float = 60.0
+
+    @property
+    def search(self) -> Search:
+        """The search of the recipe."""
+        assert self.recipe.search is not None
+        return self.recipe.search
+
+    @property
+    def study(self) -> str:
+        """Name of the study: another one for another space, corpus, sampler or seed."""
+        return study_name(self.recipe, self.corpus, self.sampler, self.prune, self.seed)
+
+
+def study_name(recipe: Recipe, corpus: str, sampler: str, prune: bool, seed: int) -> str:
+    """Return the recipe's name with a hash of what decides its trials."""
+    assert recipe.search is not None
+    config = recipe.rows[recipe.search.row].config
+    decides = [recipe.search.model_dump(mode="json"), config.hash(corpus, recipe.seeds[0])]
+    text = json.dumps([decides, sampler, prune, seed], sort_keys=True)
+    return f"{recipe.name}-search-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+class _Lock(JournalFileSymlinkLock):
+    """A lock that ends with its process; under it a line torn by a full disk is taken away."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self._path, self._lock = path, FileLock(f"{path}.flock")
+
+    def acquire(self) -> bool:
+        self._lock.acquire()
+        with self._path.open("r+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+def open_storage(storage: str) -> BaseStorage:
+    """Open the storage of trials.
+
+    Args:
+        storage: ``postgresql://…`` or another URL of SQLAlchemy, or the path of a journal file.
+
+    Raises:
+        LabError: it cannot be opened.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        if "://" in storage:
+            url = storage.replace("postgresql://", "postgresql+psycopg://", 1)
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        path = Path(storage)
+        make_folder(path.parent)
+        return JournalStorage(JournalFileBackend(str(path), _Lock(path)))
+    except LabError:
+        raise
+    except Exception as error:  # whatever a driver raises
+        raise LabError(f"--storage must be a database or a journal file; {error}") from None
+
+
+def distributions(search: Search) -> dict[str, BaseDistribution]:
+    """Return the space for Optuna."""
+    return {name: _distribution(one) for name, one in search.space.items()}
+
+
+def _distribution(one: Any) -> BaseDistribution:
+    if not isinstance(one, Range):
+        return CategoricalDistribution(one)
+    if isinstance(one.low, int) and isinstance(one.high, int):
+        return IntDistribution(one.low, one.high, log=one.log)
+    return FloatDistribution(one.low, one.high, log=one.log)
+
+
+class _Numbered(RandomSampler):
+    """Random search in which seed, number and name alone decide a value, whoever draws it."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self._own_seed = seed
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        digest = hashlib.sha256(f"{self._own_seed} {trial.number} {param_name}".encode()).digest()
+        sampler = RandomSampler(int.from_bytes(digest[:4], "little"))
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+
+def _sampler(sweep: Sweep, worker: int) -> BaseSampler:
+    if sweep.sampler == "random":
+        return _Numbered(sweep.seed)
+    return TPESampler(seed=(sweep.seed * 1009 + worker) % 2**32, constant_liar=True)
+
+
+def _pruner(sweep: Sweep) -> BasePruner:
+    if sweep.prune:
+        return MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=STARTUP)
+    return NopPruner()
+
+
+def patiently(call: Callable[[], T], stopping: Callable[[], bool] = lambda: False) -> T:
+    """Return what a call to the storage returns, asking again while it does not answer.
+
+    Raises:
+        LabError: it did not answer for five minutes.
+        Stopped: asked to stop while waiting.
+    """
+    begun, wait = time.monotonic(), 0.2
+    while True:
+        try:
+            return call()
+        except (UpdateFinishedTrialError, LabError, KeyError, ValueError, TypeError):
+            raise
+        except Exception as error:  # of a driver, a connection, a disk
+            if time.monotonic() - begun > PATIENCE:
+                raise LabError(
+                    f"the storage of trials did not answer for {PATIENCE:.0f} s; {error}"
+                ) from None
+            if stopping():
+                raise Stopped from None
+            time.sleep(wait * random.uniform(0.5, 1.5))
+            wait = min(2 * wait, 5.0)
+
+
+def is_lost(trial: FrozenTrial) -> bool:
+    """Return whether a trial was taken from its worker or given back."""
+    return trial.state == TrialState.FAIL and bool(trial.user_attrs.get(LOST))
+
+
+def finished(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the trials that count: with a score, pruned, or failed with a reason."""
+    return [t for t in trials if t.state.is_finished() and not is_lost(t)]
+
+
+class Worker:
+    """Does trials, one after another, until enough are finished.
+
+    Args:
+        sweep: what is searched.
+        corpus: the data.
+        number: which worker of its process group.
+        tell: told the progress of a run after each epoch.
+        told: told each finished trial and its record, None of a failed one.
+        stopping: asked often whether to stop.
+    """
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        corpus: Corpus,
+        number: int = 0,
+        tell: Callable[[Progress], None] = lambda _: None,
+        told: Callable[[int, str], None] = lambda *_: None,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.sweep, self.corpus = sweep, corpus
+        self.tell, self.told, self.stopping = tell, told, stopping
+        self.storage = patiently(lambda: open_storage(sweep.storage), stopping)
+        self.study = patiently(
+            lambda: optuna.create_study(
+                storage=self.storage,
+                study_name=sweep.study,
+                sampler=_sampler(sweep, number),
+                pruner=_pruner(sweep),
+                load_if_exists=True,
+                direction="minimize",
+            ),
+            stopping,
+        )
+        self._seen: dict[int, tuple[Any, float]] = {}
+
+    def trials(self) -> list[FrozenTrial]:
+        """Return all trials as they are now."""
+        return patiently(lambda: self.study.get_trials(deepcopy=False), self.stopping)
+
+    def run(self) -> None:
+        """Work to the end.
+
+        Raises:
+            Stopped: asked to; the trial is given back.
+        """
+        space = distributions(self.sweep.search)
+        while not self.stopping():
+            trials = self.trials()
+            self._take_back(trials)
+            if len(finished(trials)) >= self.sweep.trials:
+                return
+            if _taken(trials) >= self.sweep.trials:
+                time.sleep(min(1.0, self.sweep.grace / 8))  # others are at the last ones
+                continue
+            trial = patiently(lambda: self.study.ask(space), self.stopping)
+            if _taken(self.trials()) > self.sweep.trials:  # another asked at the same moment
+                self._lose(trial, "one more than were asked for", again=AGAIN in trial.user_attrs)
+                time.sleep(random.uniform(0, 0.5))
+                continue
+            self._do(trial)
+        raise Stopped
+
+    def _take_back(self, trials: list[FrozenTrial]) -> None:
+        """Take trials from workers that gave no sign of life for the grace period."""
+        now = time.monotonic()
+        running = {t._trial_id: t for t in trials if t.state == TrialState.RUNNING}
+        self._seen = {number: seen for number, seen in self._seen.items() if number in running}
+        for number, trial in running.items():
+            beat = trial.system_attrs.get(BEAT)
+            before, since = self._seen.setdefault(number, (beat, now))
+            if before != beat:
+                self._seen[number] = beat, now
+            elif now - since > self.sweep.grace:
+                self._lose(trial, "its worker gave no sign of life", again=True)
+
+    def _lose(self, trial: Trial | FrozenTrial, why: str, *, again: bool) -> None:
+        """End a trial that does not count; ``again`` puts its settings in the queue."""
+        number = trial._trial_id
+
+        def mark() -> None:
+            self.storage.set_trial_user_attr(number, LOST, why)
+
+        def end() -> bool:
+            return self.storage.set_trial_state_values(number, TrialState.FAIL)
+
+        try:
+            patiently(mark, self.stopping)
+            ended = patiently(end, self.stopping)
+        except UpdateFinishedTrialError:  # another worker did so, or it was finished after all
+            return
+        if again and ended and trial.params:
+            attributes = {AGAIN: trial.number}
+            patiently(lambda: self.study.enqueue_trial(trial.params, attributes), self.stopping)
+
+    def _do(self, trial: Trial) -> None:
+        """Run a trial and tell its result."""
+        sweep, drawn = self.sweep, trial.params
+        pruned = False
+        with self._alive(trial) as lost:
+
+            def tell(progress: Progress) -> None:
+                nonlocal pruned
+                self.tell(progress)
+                if sweep.prune and progress.epoch < progress.epochs:
+                    patiently(lambda: trial.report(progress.valid, progress.epoch))
+                    pruned = patiently(trial.should_prune)
+
+            record, reason = None, ""
+            try:
+                job = self._job(drawn, trial.number)
+                patiently(lambda: trial.set_user_attr(RUN, job.path.name))
+                record = train.run(
+                    job,
+                    self.corpus,
+                    tell,
+                    lambda: pruned or lost.is_set() or self.stopping(),
+                )
+            except Stopped:
+                if not pruned and not lost.is_set():
+                    self._lose(trial, "stopped by its user", again=True)
+                    raise
+            except UpdateFinishedTrialError:
+                lost.set()
+            except LabError as error:
+                reason = str(error)
+            except Exception as error:  # for want of memory, for one
+                reason = f"{type(error).__name__}: {error}"
+        if lost.is_set():
+            return
+        if record is not None and record.status == "diverged":
+            reason = record.reason
+        self._end(trial, record, reason)
+
+    def _end(self, trial: Trial, record: Record | None, reason: str) -> None:
+        """Tell how a trial ended."""
+        state, value, how = TrialState.PRUNED, None, "pruned"
+        if reason:
+            state, how = TrialState.FAIL, f"failed: {reason}"
+        elif record is not None:
+            state, value = TrialState.COMPLETE, record.best
+            how = f"valid {record.best:.4f} at epoch {record.best_epoch}"
+        try:
+            if reason:
+                patiently(lambda: trial.set_user_attr(REASON, reason))
+            patiently(
+                lambda: self.study.tell(trial, value, state, skip_if_finished=True), self.stopping
+            )
+        except UpdateFinishedTrialError:
+            return
+        self.told(trial.number, how)
+
+    def _job(self, drawn: dict[str, Any], number: int) -> Job:
+        chosen = self.sweep.recipe
+        row = recipe.trial(chosen, drawn)
+        seed = chosen.seeds[0]
+        name = f"trial-{row.config.hash(self.sweep.corpus, seed)[:6]}"
+        title = f"{chosen.title}: search"
+        row = row.model_copy(update={"baseline": name})
+        return Job(
+            *(self.sweep.study, title, name, row, seed, self.sweep.corpus, self.sweep.folder),
+            test=False,
+        )
+
+    @contextmanager
+    def _alive(self, trial: Trial) -> Iterator[threading.Event]:
+        """Give signs of life from a thread; the event is set once the trial was taken away."""
+        lost, done = threading.Event(), threading.Event()
+
+        def beat() -> None:
+            count = 0
+            while not done.wait(self.sweep.grace / 6):
+                count += 1
+                try:
+                    self.storage.set_trial_system_attr(trial._trial_id, BEAT, count)
+                except UpdateFinishedTrialError:
+                    lost.set()
+                    return
+                except Exception:  # the storage may answer the next time
+                    continue
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield lost
+        finally:
+            done.set()
+            thread.join()
+
+
+def _taken(trials: list[FrozenTrial]) -> int:
+    """Return how many trials are finished or at work."""
+    at_work = sum(t.state == TrialState.RUNNING for t in trials)
+    return len(finished(trials)) + at_work
+
+
+def best_row(sweep: Sweep, trial: FrozenTrial) -> str:
+    """Return a recipe in TOML with the settings of a trial as its only row."""
+    config = recipe.trial(sweep.recipe, trial.params).config
+    default = type(config).model_fields
+    settings = {
+        name: value
+        for name, value in config.model_dump().items()
+        if name in ("task", "data") or value != default[name].default
+    }
+    lines = [
+        f"title = {json.dumps(f'{sweep.recipe.title}: best of a search')}",
+        f"seeds = {list(sweep.recipe.seeds)}",
+        "",
+        "[rows.best]",
+        f"note = {json.dumps(f'trial {trial.number}, valid {trial.value}')}",
+        *(f"{name} = {_toml(value)}" for name, value in settings.items() if value is not None),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+
+
+def write_best(sweep: Sweep, trials: list[FrozenTrial]) -> Path | None:
+    """Write the best trial as a recipe; None where no trial has a score."""
+    scored = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
+    if not scored:
+        return None
+    best = min(scored, key=lambda t: (t.value, t.number))
+    path = sweep.folder / "best.toml"
+    with write_aside(path) as file:
+        file.write(best_row(sweep, best).encode())
+    return path

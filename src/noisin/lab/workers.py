@@ -1,0 +1,118 @@
+"""Several workers of a sweep at a time, one process of one thread each."""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue
+import signal
+import time
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import torch
+from optuna.trial import FrozenTrial
+from rich.console import Console
+
+from noisin.lab import LabError, tasks
+from noisin.lab.jobs import Display, Interrupted, deaf
+from noisin.lab.sweep import Sweep, Worker, finished
+from noisin.lab.task import Stopped
+from noisin.lab.train import Progress
+
+# what a worker tells: progress of a run, the end of a trial, or why it gave up
+News = Progress | tuple[int, str] | str
+
+
+def do(sweep: Sweep, *, processes: int, data_dir: Path | None, console: Console) -> None:
+    """Work on a sweep until enough trials are finished.
+
+    Args:
+        sweep: what is searched.
+        processes: workers here; others may work on the same sweep elsewhere.
+        data_dir: folder with corpus files.
+        console: where progress goes.
+
+    Raises:
+        Interrupted: the user pressed Ctrl-C; trials at work are given back.
+        LabError: no worker could go on.
+    """
+    context = multiprocessing.get_context("spawn")
+    told, stop = context.Queue(), context.Event()
+    with deaf():  # the workers inherit it: Ctrl-C reaches this process alone
+        workers = [
+            context.Process(target=_work, args=(sweep, number, data_dir, told, stop))
+            for number in range(processes)
+        ]
+        for worker in workers:
+            worker.start()
+    with Display(0, console) as display:
+        try:
+            while any(worker.is_alive() for worker in workers):
+                _show(told, display, sweep, console)
+                time.sleep(0.2)
+        except KeyboardInterrupt:
+            stop.set()
+            with deaf():
+                console.print("stopping: each run finishes its update and gives its trial back")
+                for worker in workers:
+                    worker.join()
+            raise Interrupted from None
+        reasons = _show(told, display, sweep, console)
+    _check(workers, reasons)
+
+
+def _check(workers: Sequence[BaseProcess], reasons: list[str]) -> None:
+    """Refuse to call a sweep finished that no worker finished."""
+    if any(worker.exitcode == 0 for worker in workers):
+        return
+    killed = "all workers were killed; the same command goes on"
+    raise LabError("; ".join(dict.fromkeys(reasons)) or killed)
+
+
+def _show(told: Queue[News], display: Display, sweep: Sweep, console: Console) -> list[str]:
+    """Show what the workers told, and return why workers gave up."""
+    reasons, progress = [], []
+    while True:
+        try:
+            news = told.get_nowait()
+        except queue.Empty:
+            break
+        if isinstance(news, Progress):
+            progress.append(news)
+        elif isinstance(news, tuple):
+            console.print(f"trial {news[0]}: {news[1]}", markup=False, soft_wrap=True)
+        else:
+            reasons.append(news)
+    display.show(iter(progress))
+    return reasons
+
+
+def _work(sweep: Sweep, number: int, data_dir: Path | None, told: Queue[News], stop: Event) -> None:
+    """Be a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+
+    def stopping() -> bool:
+        return stop.is_set() or (parent is not None and not parent.is_alive())
+
+    def ended(trial: int, how: str) -> None:
+        told.put((trial, how))
+
+    try:
+        row = sweep.recipe.rows[sweep.search.row]
+        corpus = tasks.load(row.config, data_dir)
+        Worker(sweep, corpus, number, told.put, ended, stopping).run()
+    except Stopped:
+        return
+    except LabError as error:
+        told.put(str(error))
+        raise SystemExit(2) from None
+
+
+def left(sweep: Sweep, trials: list[FrozenTrial]) -> int:
+    """Return how many trials are still to be finished."""
+    return max(0, sweep.trials - len(finished(trials)))
