@@ -243,7 +243,8 @@ def test_interrupted_run_ends_as_an_undisturbed_one(tmp_path, music):
     assert "Traceback" not in output
     assert list(tmp_path.rglob("record.json")) == []
     names = {p.name for p in (tmp_path / "cut").rglob("*") if p.is_file()}
-    assert names == {"checkpoint.safetensors", ".lock"}  # nothing half-written beside it
+    checkpoints = {"checkpoint.safetensors", "checkpoint-before.safetensors"}
+    assert names == {*checkpoints, ".lock"}  # nothing half-written beside them
 
     for out in ("cut", "whole"):
         command = [*COMMAND, *map(str, words), "--out", out]

@@ -178,28 +178,78 @@ def test_what_is_not_finite_stops_the_run(tmp_path, monkeypatch, broken):
         return whole._replace(total=total + 0 * torch.sqrt(total - total.detach()))
 
     monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(train, "SAVE_SHARE", 0.0)
     monkeypatch.setattr(MusicTask, "loss", loss)
     record = train.run(job(tmp_path), corpus())
     assert record.status == "diverged"
-    assert "at update 6 (epoch 2, update 2)" in record.reason
+    assert "at update 6 (epoch 2, update 2); the norm was " in record.reason
+    assert "noise: hidden * Gaussian(0.5)" in record.reason
+    assert ("not finite in rnn.weight_ih_l0, rnn.weight_hh_l0" in record.reason) == (
+        broken == "gradient"
+    )
     assert record.scores == {}
     tensors, state = checkpoint.load(job(tmp_path).path / "checkpoint.safetensors")
     assert state["counters"]["epoch"] == 2
     assert all(t.isfinite().all() for n, t in tensors.items() if n.startswith("model."))
 
 
-def test_damaged_checkpoint_is_refused(tmp_path):
+def damages(whole):
+    """Cut short, emptied, overwritten, and with a single bit of a weight turned."""
+    turned = bytearray(whole)
+    turned[-5] ^= 1
+    return [b"", whole[:100], whole[: len(whole) // 2], b"\xff" * 200, bytes(turned)]
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(train, "SAVE_SHARE", 0.0)
+    expected = train.run(job(tmp_path / "whole"), corpus())
+    cut = job(tmp_path / "cut")
+    with pytest.raises(train.Stopped):
+        train.run(cut, corpus(), stopping=StopAfter(5))
+    path = cut.path / "checkpoint.safetensors"
+    before, last = path.with_name("checkpoint-before.safetensors").read_bytes(), path.read_bytes()
+    for index, damaged in enumerate(damages(last)):
+        at = job(tmp_path / f"cut-{index}")
+        at.path.mkdir(parents=True)
+        (at.path / path.name).write_bytes(damaged)
+        (at.path / "checkpoint-before.safetensors").write_bytes(before)
+        with pytest.warns(UserWarning, match="the checkpoint before it is used"):
+            assert told(train.run(at, corpus())) == told(expected)
+    path.unlink()  # killed between two renamings
+    assert told(train.run(cut, corpus())) == told(expected)
+
+
+def test_damaged_checkpoints_alone_are_refused(tmp_path):
     with pytest.raises(train.Stopped):
         train.run(job(tmp_path), corpus(), stopping=StopAfter(3))
     path = job(tmp_path).path / "checkpoint.safetensors"
-    whole = path.read_bytes()
-    for damaged in (b"", whole[:100], whole[: len(whole) // 2], b"\xff" * 200):
+    before = path.with_name("checkpoint-before.safetensors")
+    for damaged in damages(path.read_bytes()):
         path.write_bytes(damaged)
-        with pytest.raises(LabError, match="must be a whole safetensors file"):
+        before.write_bytes(damaged)
+        with pytest.raises(LabError, match=r"whole safetensors file.*Delete it to begin anew"):
             train.run(job(tmp_path), corpus())
     checkpoint.save(path, {"model.x": torch.zeros(2)}, {})
     with pytest.raises(LabError, match="not a checkpoint of this run"):
         train.run(job(tmp_path), corpus())
+
+
+def test_a_checkpoint_is_written_within_an_epoch(tmp_path, monkeypatch):
+    """And no oftener than its writing is worth."""
+    monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
+    saved = []
+    real = train.Trainer.save
+    monkeypatch.setattr(
+        train.Trainer, "save", lambda self: (saved.append((self.epoch, self.index)), real(self))
+    )
+    monkeypatch.setattr(train, "SAVE_SHARE", 0.0)
+    train.run(job(tmp_path / "often"), corpus())
+    assert {(1, 0), (1, 1), (1, 3), (2, 0), (4, 2), (5, 0)} <= set(saved)
+    saved.clear()
+    monkeypatch.setattr(train, "SAVE_SHARE", 1e9)
+    train.run(job(tmp_path / "seldom"), corpus())
+    assert saved == [(1, 0), (5, 0)]
 
 
 def test_checkpoint_gives_everything_back(tmp_path):

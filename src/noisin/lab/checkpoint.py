@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,25 @@ from noisin.lab import LabError
 from noisin.lab.files import write_aside
 
 
-def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+def save(
+    path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, keep: bool = False
+) -> None:
     """Write a checkpoint, aside and renamed.
 
     Args:
         path: file.
         tensors: named tensors.
         state: anything JSON can hold; numbers come back exactly.
+        keep: whether what was there stays, beside it, for ``load_last``.
+
+    Raises:
+        LabError: the file cannot be written; what was there stays.
     """
     # clones, since tied weights share memory, which the format does not know
     flat = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    header = {"state": json.dumps(state)}
-    with write_aside(path) as file:
+    text = json.dumps(state)
+    header = {"state": text, "sha256": _checksum(flat, text)}
+    with write_aside(path, _before(path) if keep else None) as file:
         file.write(save_tensors(flat, header))
 
 
@@ -44,10 +52,47 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         data = path.read_bytes()
         tensors = load_tensors(data)
         size = int.from_bytes(data[:8], "little")
-        state = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["state"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        header = json.loads(data[8 : 8 + size])["__metadata__"]
+        text, checksum = header["state"], header["sha256"]
+        state = json.loads(text)
+        if not isinstance(state, dict):
+            raise ValueError("its state is no table")
+        if checksum != _checksum(tensors, text):
+            raise ValueError("its checksum does not match")
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise LabError(f"{path}: a checkpoint must be a whole safetensors file; {error}") from None
     return tensors, state
+
+
+def load_last(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Read the last whole checkpoint, the one before where the last is damaged; None without any.
+
+    Raises:
+        LabError: there are some, and all are damaged.
+    """
+    first: LabError | None = None
+    for file in (path, _before(path)):
+        if not file.exists():
+            continue
+        try:
+            found = load(file)
+        except LabError as error:
+            first = first or error
+            continue
+        if first is not None:
+            warnings.warn(f"{first}; the checkpoint before it is used", stacklevel=2)
+        return found
+    if first is not None:
+        raise LabError(f"{first}. Delete it to begin anew")
+    return None
+
+
+def _before(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-before{path.suffix}")
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    return hashlib.sha256(f"{weights_hash(tensors)} {text}".encode()).hexdigest()
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

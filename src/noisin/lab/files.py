@@ -11,18 +11,24 @@ from typing import BinaryIO
 
 from noisin.lab import LabError
 
+ASIDE = ".part"
+
 
 @contextmanager
-def write_aside(path: Path) -> Iterator[BinaryIO]:
+def write_aside(path: Path, before: Path | None = None) -> Iterator[BinaryIO]:
     """Open a file for writing that takes the place of ``path`` when the block ends.
 
     If the block raises, ``path`` is as it was and nothing is left beside it.
+
+    Args:
+        path: the file.
+        before: where the file that was there goes; it is lost without it.
 
     Raises:
         LabError: the folder cannot be written.
     """
     make_folder(path.parent)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}{ASIDE}")
     try:
         file = aside.open("xb")
     except OSError as error:
@@ -32,12 +38,32 @@ def write_aside(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if before is not None and path.exists():
+            os.replace(path, before)
         os.replace(aside, path)
+        _flush_folder(path.parent)
     except BaseException as error:
         aside.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise LabError(f"{path} could not be written; {error}") from None
         raise
+
+
+def _flush_folder(path: Path) -> None:
+    """Make the names in a folder last through a loss of power, where the system knows how."""
+    if os.name != "posix":
+        return
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def clear_aside(folder: Path) -> None:
+    """Remove what processes that were killed had half written; nobody may be writing there."""
+    for path in folder.glob(f".*{ASIDE}"):
+        path.unlink(missing_ok=True)
 
 
 def make_folder(path: Path) -> None:

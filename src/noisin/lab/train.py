@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -20,7 +21,7 @@ from noisin.diagnostics import learned_spreads, recurrent_radii
 from noisin.explanation import explain
 from noisin.lab import LabError, checkpoint, records, tasks
 from noisin.lab.config import Config, propagates
-from noisin.lab.files import make_folder
+from noisin.lab.files import clear_aside, make_folder
 from noisin.lab.recipe import Row
 from noisin.lab.records import Epoch, Record
 from noisin.lab.task import Corpus, Loss, Stopped, Task
@@ -28,7 +29,8 @@ from noisin.optim import NesterovRMSprop
 
 COUNTERS = ("epoch", "index", "total", "steps", "seconds", "since", "best_epoch")
 SCORING_SEED = 0  # of the draws at test, as `noisin evaluate` takes it
-SAVE_EVERY = 10.0  # seconds between checkpoints, at the end of an epoch
+SAVE_EVERY = 10.0  # seconds between checkpoints, or more:
+SAVE_SHARE = 20.0  # times as long as the last one took to write
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,12 @@ class Trainer:
         self.best_epoch = 0
         self.best_weights = self._weights()
         self._clock = self._saved = time.monotonic()
-        if path.exists():
-            self._restore()
+        self._took = 0.0  # seconds, to write a checkpoint
+        self._norm = math.nan  # of the last gradient
+        found = checkpoint.load_last(path)
+        self._fresh = found is None
+        if found is not None:
+            self._restore(*found)
 
     @property
     def best(self) -> float:
@@ -160,7 +166,7 @@ class Trainer:
             Diverged: a loss or a gradient is not finite; the last checkpoint stays.
         """
         self._clock = self._saved = time.monotonic()
-        if not self.path.exists():
+        if self._fresh:
             self.save()
         while self.epoch <= self.config.epochs and not self._patience_spent():
             self.model.train()
@@ -171,14 +177,19 @@ class Trainer:
                     self.save()
                     raise Stopped
                 self._update(self.task.loss(batch))
+                self._save_in_time()
             try:
                 self._end_epoch()
             except Stopped:
                 self.save()
                 raise
-            if time.monotonic() - self._saved > SAVE_EVERY:
-                self.save()
+            self._save_in_time()
         self.save()
+
+    def _save_in_time(self) -> None:
+        """Write the checkpoint if the last one is old enough."""
+        if time.monotonic() - self._saved > max(SAVE_EVERY, SAVE_SHARE * self._took):
+            self.save()
 
     def _patience_spent(self) -> bool:
         return len(self.history) - self.best_epoch >= self.config.patience
@@ -194,7 +205,8 @@ class Trainer:
         seen.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip).item()
         if not math.isfinite(norm):
-            raise Diverged(self._where(f"the norm of the gradient is {norm}"))
+            raise Diverged(self._where(f"the norm of the gradient is {norm}, {self._culprits()}"))
+        self._norm = norm
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
@@ -202,7 +214,18 @@ class Trainer:
         self.index += 1
 
     def _where(self, what: str) -> str:
-        return f"{what} at update {self.updates + 1} (epoch {self.epoch}, update {self.index + 1})"
+        where = f"at update {self.updates + 1} (epoch {self.epoch}, update {self.index + 1})"
+        before = f"; the norm was {self._norm:.3g} the update before" if self._norm > 0 else ""
+        return f"{what} {where}{before}; noise: {self.config.noise}"
+
+    def _culprits(self) -> str:
+        """Return which parameters have a gradient that is not finite."""
+        names = [
+            name
+            for name, parameter in self.model.named_parameters()
+            if parameter.grad is not None and not parameter.grad.isfinite().all()
+        ]
+        return f"not finite in {', '.join(names) or 'their sum alone'}"
 
     def _end_epoch(self) -> None:
         with self._averaged():
@@ -261,6 +284,7 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint."""
         self._tick()
+        begun = time.monotonic()
         tensors = {
             **checkpoint.prefixed("model", self.model.state_dict()),
             **checkpoint.prefixed("best", self.best_weights),
@@ -275,11 +299,12 @@ class Trainer:
             "counters": {name: getattr(self, name) for name in COUNTERS},
             "history": [epoch.model_dump() for epoch in self.history],
         }
-        checkpoint.save(self.path, tensors, state)
+        checkpoint.save(self.path, tensors, state, keep=True)
         self._saved = time.monotonic()
+        self._took = self._saved - begun
 
-    def _restore(self) -> None:
-        tensors, state = checkpoint.load(self.path)
+    def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Take up a checkpoint."""
         try:
             if state["settings"] != self.config.hash(self.seed):
                 raise ValueError("it has other settings or another seed")
@@ -294,7 +319,7 @@ class Trainer:
             self.history = [Epoch.model_validate(epoch) for epoch in state["history"]]
             for name in COUNTERS:
                 setattr(self, name, state["counters"][name])
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise LabError(
                 f"{self.path}: not a checkpoint of this run; {error}. Delete it to begin anew"
             ) from None
@@ -318,11 +343,15 @@ def run(
     lock = FileLock(job.path / ".lock")
     while True:  # another process may be at this run
         try:
-            with lock.acquire(timeout=1):
-                return _run(job, corpus, path, tell, stopping)
+            held = lock.acquire(timeout=1)
         except Timeout:
             if stopping():
                 raise Stopped from None
+            continue
+        except OSError as error:
+            raise LabError(f"{job.path} must be a folder that can be written; {error}") from None
+        with held:
+            return _run(job, corpus, path, tell, stopping)
 
 
 def _run(
@@ -333,6 +362,7 @@ def _run(
     stopping: Callable[[], bool],
 ) -> Record:
     """Do a run that no other process is at."""
+    clear_aside(job.path)
     if path.exists():
         return records.read([path])[0]
     config = job.row.config
