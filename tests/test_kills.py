@@ -3,7 +3,6 @@
 NOISIN_KILLS sets how often; 200 take some minutes.
 """
 
-import multiprocessing
 import os
 import random
 import resource
@@ -17,6 +16,7 @@ import torch
 from lab_cases import corpus
 from noisin.lab import LabError, checkpoint, records, train
 from noisin.lab.files import ASIDE
+from processes import context
 from test_train import job, told
 
 KILLS = int(os.environ.get("NOISIN_KILLS", "40"))
@@ -63,21 +63,19 @@ def folder_in_memory():
 
 def test_killed_runs_end_as_an_undisturbed_one(folder_in_memory):
     top = folder_in_memory
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_kills"])
+    processes = context()
     rng = random.Random(0)
 
     def begin(folder, size=None):
-        process = context.Process(target=be_run, args=(folder, size))
+        process = processes.Process(target=be_run, args=(folder, size))
         process.start()
         return process
 
-    for name in ("first", "whole"):  # the first one waits for the server of processes
-        begun = time.monotonic()
-        whole = begin(top / name)
-        whole.join()
-        assert whole.exitcode == 0
-        takes = time.monotonic() - begun
+    begun = time.monotonic()
+    whole = begin(top / "whole")
+    whole.join()
+    assert whole.exitcode == 0
+    takes = time.monotonic() - begun
     (expected,) = records.read([top / "whole"])
     largest = max(path.stat().st_size for path in (top / "whole").rglob("*"))
 

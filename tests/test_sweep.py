@@ -303,3 +303,7 @@ def test_the_command(call, tmp_path):
     assert "[search]" in refused.output
     refused = call("sweep", path, "--sampler", "grid", "--set", f"data={music}")
     assert "random or tpe" in refused.output
+    nobody = "postgresql://nobody@127.0.0.1:1/none"
+    refused = call("sweep", path, "--storage", nobody, "--set", f"data={music}")
+    assert refused.exit_code == 2
+    assert "must be a database that answers" in refused.output

@@ -1,6 +1,5 @@
 """Four workers, one of them killed every few seconds: every trial finished, none twice."""
 
-import multiprocessing
 import random
 import time
 from collections import Counter
@@ -13,6 +12,7 @@ from lab_cases import corpus
 from noisin.lab import recipe, records
 from noisin.lab.sweep import Sweep, Worker, finished, is_lost
 from postgres import Server
+from processes import context
 from test_sweep import RECIPE
 
 WORKERS, TRIALS = 4, 100
@@ -26,15 +26,14 @@ def be_worker(sweep, number):
 
 def survive(sweep, disturb=lambda done: None, seed=0):
     """Run a sweep by four processes, kill one at random times, begin another in its place."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_sweep_kills"])
+    processes = context()
     rng, kills, count = random.Random(seed), 0, 0
     view = Worker(sweep, corpus())
 
     def begin():
         nonlocal count
         count += 1
-        process = context.Process(target=be_worker, args=(sweep, count), daemon=True)
+        process = processes.Process(target=be_worker, args=(sweep, count), daemon=True)
         process.start()
         return process
 

@@ -165,6 +165,12 @@ def sweep(
         *(chosen, digest, folder, storage or str(folder / "journal.log"), trials),
         *(sampler, prune, seed, grace),  # pyright: ignore[reportArgumentType]
     )
+    try:
+        sweeps.open_storage(found.storage)
+    except LabError:
+        raise
+    except Exception as error:  # whatever a driver raises
+        raise LabError(f"--storage must be a database that answers; {error}") from None
     view = sweeps.Worker(found, corpus)
     _say(f"{found.study}: {workers.left(found, view.trials())} of {trials} trials to do")
     if workers.left(found, view.trials()):

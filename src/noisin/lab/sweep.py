@@ -36,6 +36,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from noisin.lab import LabError, recipe, train
 from noisin.lab.files import make_folder, write_aside
@@ -128,20 +129,19 @@ def open_storage(storage: str) -> BaseStorage:
         storage: ``postgresql://…`` or another URL of SQLAlchemy, or the path of a journal file.
 
     Raises:
-        LabError: it cannot be opened.
+        LabError: it is no such URL, or its driver is not installed. What a driver raises while a
+            server does not answer passes through.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    try:
-        if "://" in storage:
-            url = storage.replace("postgresql://", "postgresql+psycopg://", 1)
-            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    if "://" not in storage:
         path = Path(storage)
         make_folder(path.parent)
         return JournalStorage(JournalFileBackend(str(path), _Lock(path)))
-    except LabError:
-        raise
-    except Exception as error:  # whatever a driver raises
+    url = storage.replace("postgresql://", "postgresql+psycopg://", 1)
+    try:
+        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    except (ArgumentError, NoSuchModuleError, ImportError) as error:
         raise LabError(f"--storage must be a database or a journal file; {error}") from None
 
 
