@@ -61,7 +61,7 @@ def test_every_trial_is_run_and_none_twice(made):
     Worker(found, corpus(), told=lambda *news: told.append(news)).run()
     trials = trials_of(found)
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 4
-    assert [number for number, _ in told] == [0, 1, 2, 3]
+    assert [number for number, *_ in told] == [0, 1, 2, 3]
     assert told[0][1].startswith("valid ")
     runs = {record.hash: record for record in records.read([found.folder])}
     assert len(runs) == 4
@@ -160,7 +160,7 @@ def test_failed_trials_say_why_and_count(made, changes, monkeypatch):
     assert [t.state for t in trials] == [TrialState.FAIL] * 4
     assert len(finished(trials)) == 4
     assert all(reason in t.user_attrs["reason"] for t in trials)
-    assert all(how.startswith("failed: ") for _, how in told)
+    assert all(how.startswith("failed: ") for _, how, _ in told)
     assert sweep.write_best(found, trials) is None
 
 

@@ -1,6 +1,8 @@
 """Training: it learns, it resumes exactly, it stops at what is not finite."""
 
+import dataclasses
 import math
+import sys
 
 import pytest
 import torch
@@ -233,6 +235,45 @@ def test_damaged_checkpoints_alone_are_refused(tmp_path):
     checkpoint.save(path, {"model.x": torch.zeros(2)}, {})
     with pytest.raises(LabError, match="not a checkpoint of this run"):
         train.run(job(tmp_path), corpus())
+
+
+def test_progress_is_told_within_epochs_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "TELL_EVERY", 0.0)
+    told = []
+    record = train.run(job(tmp_path), corpus(), told.append)
+    assert [(p.epoch, p.within) for p in told[:5]] == [
+        *((0, 0.25), (0, 0.5), (0, 0.75)),
+        *((1, 0.0), (1, 0.25)),
+    ]
+    assert math.isnan(told[0].valid)
+    assert [p.valid for p in told if not p.within] == [
+        epoch.valid["unscored"] for epoch in record.history
+    ]
+    assert told[-1].left == 0
+    assert all(p.left > 0 for p in told[:-1])
+
+
+def test_curves_can_be_watched(tmp_path, monkeypatch):
+    """And a run that goes on writes on."""
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setattr(train, "TELL_EVERY", 0.0)
+    watched = dataclasses.replace(job(tmp_path), curves=True)
+    with pytest.raises(train.Stopped):
+        train.run(watched, corpus(), stopping=StopAfter(9))
+    record = train.run(watched, corpus())
+    events = reader.EventAccumulator(str(watched.path / "curves"))
+    events.Reload()
+    valid = {one.step: one.value for one in events.Scalars("valid/unscored")}
+    assert valid == {
+        4 * epoch.epoch: pytest.approx(epoch.valid["unscored"]) for epoch in record.history
+    }
+    assert {1, 2, 3, 5} <= {one.step for one in events.Scalars("train/gradient norm")}
+
+
+def test_curves_need_tensorboard(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(LabError, match="pip install tensorboard"):
+        train.run(dataclasses.replace(job(tmp_path), curves=True), corpus())
 
 
 def test_a_checkpoint_is_written_within_an_epoch(tmp_path, monkeypatch):

@@ -53,11 +53,11 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = load_tensors(data)
         size = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + size])["__metadata__"]
-        text, checksum = header["state"], header["sha256"]
+        text, checksum = header["state"], header.get("sha256")  # files of version 0.1 lack it
         state = json.loads(text)
         if not isinstance(state, dict):
             raise ValueError("its state is no table")
-        if checksum != _checksum(tensors, text):
+        if checksum is not None and checksum != _checksum(tensors, text):
             raise ValueError("its checksum does not match")
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise LabError(f"{path}: a checkpoint must be a whole safetensors file; {error}") from None

@@ -92,6 +92,9 @@ def run(
     processes: Annotated[
         int, typer.Option(min=1, help="Runs at a time, one thread each.")
     ] = jobs.processes_by_default(),
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write curves to watch while training.")
+    ] = False,
 ) -> None:
     """Train the rows of a recipe and report. What is done is not done again."""
     name = name or recipe.default(changes)
@@ -107,7 +110,7 @@ def run(
     folder = out / "-".join(filter(None, (chosen.name, chosen.variant)))
     make_folder(folder)
     digests = {key: corpus.digest() for key, corpus in corpora.items()}
-    planned = jobs.plan(chosen, folder, digests)
+    planned = jobs.plan(chosen, folder, digests, tensorboard)
     waiting = len(planned) - len(jobs.finished(planned))
     _say(f"{chosen.title}: {len(planned)} runs, {waiting} to do")
     done = jobs.do(planned, processes=processes, data_dir=data_dir, console=console)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -48,13 +49,19 @@ class _Worker:
 _worker = _Worker()
 
 
-def plan(recipe: Recipe, folder: Path, corpora: dict[tuple[str, str, int], str]) -> list[Job]:
+def plan(
+    recipe: Recipe,
+    folder: Path,
+    corpora: dict[tuple[str, str, int], str],
+    curves: bool = False,
+) -> list[Job]:
     """Return the runs of a recipe, the seeds of all rows in turn.
 
     Args:
         recipe: the recipe.
         folder: where the runs of the recipe are kept.
         corpora: sha256 of each corpus, by ``corpus_key``.
+        curves: whether they write curves for TensorBoard.
     """
     return [
         Job(
@@ -65,6 +72,7 @@ def plan(recipe: Recipe, folder: Path, corpora: dict[tuple[str, str, int], str])
             seed,
             corpora[corpus_key(row.config)],
             folder,
+            curves=curves,
         )
         for seed in recipe.seeds
         for name, row in recipe.rows.items()
@@ -211,21 +219,27 @@ class Display:
             self.latest[title] = progress
             if title not in self.tasks:
                 self.tasks[title] = self.bars.add_task(title, total=progress.epochs, told="")
-            told = f"valid {progress.valid:.3f}, best {progress.best:.3f}"
-            self.bars.update(self.tasks[title], completed=progress.epoch, told=told)
+            told = f"valid {progress.valid:.3f}, best {progress.best:.3f}{_left(progress)}"
+            done = progress.epoch + progress.within
+            self.bars.update(self.tasks[title], completed=done, told=told)
         if not self.console.is_terminal and time.monotonic() - self.said > SAY_EVERY:
             self.said = time.monotonic()
             running = [
-                f"{p.title}: epoch {p.epoch} of at most {p.epochs}, valid {p.valid:.3f}"
+                f"{p.title}: epoch {p.epoch + p.within:.3g} of at most {p.epochs}, "
+                f"valid {p.valid:.3f}{_left(p)}"
                 for p in self.latest.values()
             ]
             self.console.print("; ".join(running) or "starting", soft_wrap=True)
 
+    def drop(self, title: str) -> None:
+        """Show a run no more."""
+        self.latest.pop(title, None)
+        if title in self.tasks:
+            self.bars.remove_task(self.tasks.pop(title))
+
     def finish(self, job: Job, record: Record | None) -> None:
         """Take the end of a run."""
-        self.latest.pop(job.run_title, None)
-        if job.run_title in self.tasks:
-            self.bars.remove_task(self.tasks.pop(job.run_title))
+        self.drop(job.run_title)
         if record is None:
             return
         self.left -= 1
@@ -237,6 +251,18 @@ class Display:
             f"{len(record.history)}, {record.seconds:.0f} s; {self.left} runs left",
             soft_wrap=True,
         )
+
+
+def _left(progress: Progress) -> str:
+    """Return the time left to the last epoch allowed, in words."""
+    if not math.isfinite(progress.left):
+        return ""
+    minutes = progress.left / 60
+    return (
+        f", at most {minutes / 60:.1f} h left"
+        if minutes > 90
+        else f", at most {minutes:.0f} min left"
+    )
 
 
 def processes_by_default() -> int:

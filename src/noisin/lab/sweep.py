@@ -231,7 +231,7 @@ class Worker:
         corpus: the data.
         number: which worker of its process group.
         tell: told the progress of a run after each epoch.
-        told: told each finished trial and its record, None of a failed one.
+        told: told each finished trial: its number, how it ended, and the title of its run.
         stopping: asked often whether to stop.
     """
 
@@ -241,7 +241,7 @@ class Worker:
         corpus: Corpus,
         number: int = 0,
         tell: Callable[[Progress], None] = lambda _: None,
-        told: Callable[[int, str], None] = lambda *_: None,
+        told: Callable[[int, str, str], None] = lambda *_: None,
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self.sweep, self.corpus = sweep, corpus
@@ -328,13 +328,14 @@ class Worker:
             def tell(progress: Progress) -> None:
                 nonlocal pruned
                 self.tell(progress)
-                if sweep.prune and progress.epoch < progress.epochs:
+                if sweep.prune and not progress.within and progress.epoch < progress.epochs:
                     patiently(lambda: trial.report(progress.valid, progress.epoch))
                     pruned = patiently(trial.should_prune)
 
-            record, reason = None, ""
+            record, reason, title = None, "", ""
             try:
-                job = self._job(drawn, trial.number)
+                job = self._job(drawn)
+                title = job.run_title
                 patiently(lambda: trial.set_user_attr(RUN, job.path.name))
                 record = train.run(
                     job,
@@ -356,9 +357,9 @@ class Worker:
             return
         if record is not None and record.status == "diverged":
             reason = record.reason
-        self._end(trial, record, reason)
+        self._end(trial, record, reason, title)
 
-    def _end(self, trial: Trial, record: Record | None, reason: str) -> None:
+    def _end(self, trial: Trial, record: Record | None, reason: str, title: str) -> None:
         """Tell how a trial ended."""
         state, value, how = TrialState.PRUNED, None, "pruned"
         if reason:
@@ -374,9 +375,9 @@ class Worker:
             )
         except UpdateFinishedTrialError:
             return
-        self.told(trial.number, how)
+        self.told(trial.number, how, title)
 
-    def _job(self, drawn: dict[str, Any], number: int) -> Job:
+    def _job(self, drawn: dict[str, Any]) -> Job:
         chosen = self.sweep.recipe
         row = recipe.trial(chosen, drawn)
         seed = chosen.seeds[0]

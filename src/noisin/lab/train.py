@@ -21,6 +21,7 @@ from noisin.diagnostics import learned_spreads, recurrent_radii
 from noisin.explanation import explain
 from noisin.lab import LabError, checkpoint, records, tasks
 from noisin.lab.config import Config, propagates
+from noisin.lab.curves import Curves
 from noisin.lab.files import clear_aside, make_folder
 from noisin.lab.recipe import Row
 from noisin.lab.records import Epoch, Record
@@ -30,6 +31,7 @@ from noisin.optim import NesterovRMSprop
 COUNTERS = ("epoch", "index", "total", "steps", "seconds", "since", "best_epoch")
 SCORING_SEED = 0  # of the draws at test, as `noisin evaluate` takes it
 SAVE_EVERY = 10.0  # seconds between checkpoints, or more:
+TELL_EVERY = 5.0  # seconds between signs of progress within an epoch
 SAVE_SHARE = 20.0  # times as long as the last one took to write
 
 
@@ -46,6 +48,7 @@ class Job:
         corpus: sha256 of the corpus.
         folder: where the runs of the recipe stand.
         test: whether to score the test split at the end.
+        curves: whether to write curves for TensorBoard while training.
     """
 
     recipe: str
@@ -56,6 +59,7 @@ class Job:
     corpus: str
     folder: Path
     test: bool = True
+    curves: bool = False
 
     @property
     def hash(self) -> str:
@@ -75,7 +79,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is."""
+    """How far a run is.
+
+    Args:
+        title: of the run.
+        epoch: finished epochs.
+        epochs: at most.
+        train: objective of the last epoch, or of the running one so far.
+        valid: score of the last epoch; NaN before the first.
+        best: the best one.
+        within: share of the running epoch that is done; 0 at its end.
+        left: seconds to the last epoch allowed, at the pace so far.
+    """
 
     title: str
     epoch: int
@@ -83,6 +98,8 @@ class Progress:
     train: float
     valid: float
     best: float
+    within: float = 0.0
+    left: float = math.nan
 
 
 class Diverged(Exception):
@@ -111,8 +128,10 @@ class Trainer:
         config: optimizer, schedule, length.
         seed: of weights, order and noise.
         path: checkpoint file; if there is one, training goes on from it.
-        tell: told the progress after each epoch.
+        title: of the run, for progress.
+        tell: told the progress after each epoch, and every few seconds within one.
         stopping: asked before each update whether to stop.
+        curves: where curves are drawn while training; nowhere without it.
     """
 
     def __init__(
@@ -121,11 +140,13 @@ class Trainer:
         config: Config,
         seed: int,
         path: Path,
-        tell: Callable[[Epoch, float], None],
-        stopping: Callable[[], bool],
+        title: str = "",
+        tell: Callable[[Progress], None] = lambda _: None,
+        stopping: Callable[[], bool] = lambda: False,
+        curves: Curves | None = None,
     ) -> None:
-        self.task, self.seed, self.path = task, seed, path
-        self.tell, self.stopping = tell, stopping
+        self.task, self.seed, self.path, self.title = task, seed, path, title
+        self.tell, self.stopping, self.curves = tell, stopping, curves
         self.config, self.model = config, task.model
         self.moments = propagates(config.noise)
         task.stopping = stopping
@@ -140,6 +161,7 @@ class Trainer:
         self._clock = self._saved = time.monotonic()
         self._took = 0.0  # seconds, to write a checkpoint
         self._norm = math.nan  # of the last gradient
+        self._told = self._clock
         found = checkpoint.load_last(path)
         self._fresh = found is None
         if found is not None:
@@ -178,6 +200,7 @@ class Trainer:
                     raise Stopped
                 self._update(self.task.loss(batch))
                 self._save_in_time()
+                self._tell_in_time()
             try:
                 self._end_epoch()
             except Stopped:
@@ -190,6 +213,27 @@ class Trainer:
         """Write the checkpoint if the last one is old enough."""
         if time.monotonic() - self._saved > max(SAVE_EVERY, SAVE_SHARE * self._took):
             self.save()
+
+    def _tell_in_time(self) -> None:
+        """Tell within an epoch how far it is, every few seconds."""
+        if time.monotonic() - self._told < TELL_EVERY or self.index >= self.task.updates:
+            return
+        train = self.task.in_metric(self.total / self.steps)[self.task.metric]
+        self._tell(train, self.index / self.task.updates)
+        if self.curves is not None:
+            self.curves.within(self.updates, train, self._norm)
+
+    def _tell(self, train: float, within: float = 0.0) -> None:
+        self._tick()
+        self._told, done = self._clock, len(self.history) + within
+        valid = self._valid(-1) if self.history else math.nan
+        left = self.seconds * (self.config.epochs - done) / done if done else math.nan
+        self.tell(
+            Progress(
+                *(self.title, len(self.history), self.config.epochs),
+                *(train, valid, self.best, within, left),
+            )
+        )
 
     def _patience_spent(self) -> bool:
         return len(self.history) - self.best_epoch >= self.config.patience
@@ -253,7 +297,9 @@ class Trainer:
         self.epoch, self.index, self.total, self.steps, self.since = self.epoch + 1, 0, 0.0, 0, 0.0
         if self.config.optimizer == "nt-asgd" and self.average is None and self._stuck():
             self.average = AveragedModel(self.model)
-        self.tell(epoch, self.best)
+        self._tell(epoch.train)
+        if self.curves is not None:
+            self.curves.epoch(self.updates, epoch)
 
     def _stuck(self) -> bool:
         """Return whether the last ``trigger`` epochs brought no better validation score."""
@@ -366,20 +412,19 @@ def _run(
     if path.exists():
         return records.read([path])[0]
     config = job.row.config
-
-    def tell_epoch(epoch: Epoch, best: float) -> None:
-        valid = epoch.valid[task.metric]
-        tell(Progress(job.run_title, epoch.epoch, config.epochs, epoch.train, valid, best))
-
     torch.manual_seed(job.seed)
     task = tasks.build(config, corpus)
     file = job.path / "checkpoint.safetensors"
-    trainer = Trainer(task, config, job.seed, file, tell_epoch, stopping)
+    curves = Curves(job.path / "curves") if job.curves else None
+    trainer = Trainer(task, config, job.seed, file, job.run_title, tell, stopping, curves)
     reason = ""
     try:
         trainer.run()
     except Diverged as error:
         reason = str(error)
+    finally:
+        if curves is not None:
+            curves.close()
     record = _record(job, task, trainer, corpus, reason)
     checkpoint.save(job.path / "model.safetensors", task.model.state_dict(), {"run": job.hash})
     records.write(record, path)

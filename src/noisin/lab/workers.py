@@ -11,6 +11,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import torch
 from optuna.trial import FrozenTrial
@@ -23,7 +24,7 @@ from noisin.lab.task import Stopped
 from noisin.lab.train import Progress
 
 # what a worker tells: progress of a run, the end of a trial, or why it gave up
-News = Progress | tuple[int, str] | str
+News = Progress | tuple[int, str, str] | str
 
 
 def do(sweep: Sweep, *, processes: int, data_dir: Path | None, console: Console) -> None:
@@ -83,6 +84,9 @@ def _show(told: Queue[News], display: Display, sweep: Sweep, console: Console) -
         if isinstance(news, Progress):
             progress.append(news)
         elif isinstance(news, tuple):
+            display.show(iter(progress))
+            progress.clear()
+            display.drop(news[2])
             console.print(f"trial {news[0]}: {news[1]}", markup=False, soft_wrap=True)
         else:
             reasons.append(news)
@@ -99,8 +103,8 @@ def _work(sweep: Sweep, number: int, data_dir: Path | None, told: Queue[News], s
     def stopping() -> bool:
         return stop.is_set() or (parent is not None and not parent.is_alive())
 
-    def ended(trial: int, how: str) -> None:
-        told.put((trial, how))
+    def ended(*news: Any) -> None:
+        told.put(news)
 
     try:
         row = sweep.recipe.rows[sweep.search.row]
