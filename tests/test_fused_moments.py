@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import noisin
+from conftest import assert_close_to_float64
 from noisin import Moments, Propagation
 from noisin.fused import compiled, moments
 
@@ -186,3 +187,33 @@ def test_an_unpacked_weight_is_multiplied_alike():
     layer = layer_of("LSTM", NOISES["weights"])
     long, _ = inputs(time=40)
     compare([layer(long)[0][:T]], [layer(long[:T])[0]], 1e-5)
+
+
+@pytest.mark.parametrize("way", ["mixture", "closed"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_variance_it_is_the_plain_network(kind, way, served):
+    layer = layer_of(kind, None, way, num_layers=2)
+    mean, _ = inputs()
+    found = layer(Moments(mean, torch.zeros_like(mean)), return_moments=True)[0]
+    assert all(served)
+    assert not found.variance.any()
+    wide = layer_of(kind, None, num_layers=2).double()
+    assert_close_to_float64(found.mean, layer(mean)[0], wide(mean.double())[0])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_size_has_a_variance_and_a_gradient(kind, way, served):
+    layer = layer_of(kind, NOISES["dropout"], way)
+    size = torch.tensor([0.0, 1e-4, 1.0, 1e4])
+    mean = torch.cartesian_prod(size, torch.tensor([-1.0, 1.0])).prod(-1)
+    variance = torch.tensor([0.0, 1e-8, 1.0, 1e8])
+    means, variances = torch.meshgrid(mean, variance, indexing="ij")
+    x = [one.reshape(1, -1, 1).expand(3, -1, F).clone() for one in (means, variances)]
+    leaves = [one.requires_grad_() for one in x]
+    found = layer(Moments(*leaves), return_moments=True)[0]
+    assert served == [True]
+    assert (found.variance >= 0).all()
+    assert all(one.isfinite().all() for one in found)
+    (found.mean.sum() + found.variance.sum()).backward()
+    assert all(one.grad.isfinite().all() for one in (*leaves, *layer.parameters()))

@@ -22,7 +22,7 @@ def job(folder, **changes):
 
 def told(record):
     """Return what two equal runs must share: all but the clock and the place."""
-    kept = record.model_dump(exclude={"seconds", "environment", "history"})
+    kept = record.model_dump(exclude={"seconds", "environment", "history", "peak_memory"})
     return kept, [epoch.model_dump(exclude={"seconds"}) for epoch in record.history]
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import platform
 import subprocess
+import sys
 from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +22,7 @@ from noisin.lab.recipe import Published
 from noisin.lab.task import Scores
 
 SCHEMA = 1
+LIBRARIES = ("numpy", "pydantic", "safetensors")
 
 
 class Epoch(BaseModel):
@@ -49,7 +52,18 @@ class Epoch(BaseModel):
 
 
 class Environment(BaseModel):
-    """What a run ran on."""
+    """What a run ran on.
+
+    Args:
+        noisin: its version.
+        torch: its version.
+        python: its version.
+        machine: system and processor.
+        threads: of torch.
+        commit: of the checkout that noisin ran from, None outside of one.
+        dirty: whether that checkout was changed.
+        libraries: versions of what else decides numbers and files.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -60,6 +74,7 @@ class Environment(BaseModel):
     threads: int
     commit: str | None
     dirty: bool | None
+    libraries: dict[str, str] = {}
 
 
 class Record(BaseModel):
@@ -87,6 +102,8 @@ class Record(BaseModel):
         parameters: trained numbers.
         updates: steps of the optimizer.
         seconds: time in training.
+        peak_memory: bytes, the largest size of the process up to the end of the run, which may
+            have done other runs before; None where the system does not tell.
         best_epoch: the epoch chosen on validation.
         scores: of train, valid and test, by the plain network at the best epoch.
         monte_carlo: of test, by the average over K draws of the noise.
@@ -117,6 +134,7 @@ class Record(BaseModel):
     parameters: int
     updates: int
     seconds: float
+    peak_memory: int | None = None
     best_epoch: int
     scores: dict[str, Scores]
     monte_carlo: dict[int, Scores]
@@ -149,7 +167,18 @@ def environment() -> Environment:
         threads=torch.get_num_threads(),
         commit=commit,
         dirty=dirty,
+        libraries={name: metadata.version(name) for name in LIBRARIES},
     )
+
+
+def peak_memory() -> int | None:
+    """Return the largest size of this process so far in bytes, None where nobody knows."""
+    if sys.platform not in ("linux", "darwin"):
+        return None
+    import resource
+
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else size * 1024
 
 
 def _git() -> tuple[str | None, bool | None]:

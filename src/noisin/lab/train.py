@@ -471,6 +471,7 @@ def _record(
         parameters=sum(p.numel() for p in model.parameters()),
         updates=trainer.updates,
         seconds=trainer.seconds,
+        peak_memory=records.peak_memory(),
         best_epoch=trainer.best_epoch,
         scores=scores,
         monte_carlo=monte_carlo,
