@@ -109,6 +109,26 @@ def test_penalties_shrink_the_weights_that_they_name(tmp_path, kind):
     assert sizes[1][name] < sizes[0][name] / 2
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_recurrent_weights_may_have_steps_of_their_own(tmp_path, optimizer):
+    """A hundredth of the step moves them about a hundredth as far; the others as ever."""
+    moved = []
+    for factor in (1.0, 0.01):
+        settings = {"noise": "none", "optimizer": optimizer, "epochs": 1, "lr": 0.1}
+        at = job(tmp_path / str(factor), lr_recurrent=factor, **settings)
+        with pytest.raises(train.Stopped):
+            train.run(at, corpus(), stopping=StopAfter(0))
+        start = checkpoint.load(at.path / "checkpoint.safetensors")[0]
+        with pytest.raises(train.Stopped):
+            train.run(at, corpus(), stopping=StopAfter(1))
+        after = checkpoint.load(at.path / "checkpoint.safetensors")[0]
+        names = ("model.rnn.weight_hh_l0", "model.rnn.weight_ih_l0")
+        moved.append([(after[name] - start[name]).norm().item() for name in names])
+    (whole, others), (little, same) = moved
+    assert same == pytest.approx(others, rel=1e-5)
+    assert little == pytest.approx(whole / 100, rel=1e-2)
+
+
 def test_a_done_run_is_not_done_again(tmp_path):
     first = train.run(job(tmp_path), corpus())
     (job(tmp_path).path / "checkpoint.safetensors").unlink()

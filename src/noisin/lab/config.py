@@ -38,6 +38,7 @@ class Config(BaseModel):
         optimizer: adam, sgd (with momentum), nt-asgd (sgd, averaged from when validation stops
             improving) or nesterov-rmsprop.
         lr: step size.
+        lr_recurrent: what multiplies it for the recurrent weights, weight_hh.
         lr_hold: epochs at that step size; all without it.
         lr_factor: what each later epoch multiplies it by.
         momentum: for sgd and nesterov-rmsprop.
@@ -65,6 +66,7 @@ class Config(BaseModel):
     spectral_radius: Positive | None = None
     optimizer: Literal["adam", "sgd", "nt-asgd", "nesterov-rmsprop"] = "adam"
     lr: Positive = 2e-3
+    lr_recurrent: Positive = 1.0
     lr_hold: Count | None = None
     lr_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9

@@ -278,7 +278,7 @@ def read(folder: Path, name: str) -> Words:
             {split: int(about[split]["lines"]) for split in SPLITS},
             {split: str(about[split]["sha256"]) for split in SPLITS},
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise LabError(
             f"{folder}: token files must be whole; {error}. Delete the folder to make them anew"
         ) from None

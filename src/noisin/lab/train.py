@@ -107,14 +107,18 @@ class Diverged(Exception):
 
 
 def optimizer_of(config: Config, model: nn.Module) -> Optimizer:
-    """Return the optimizer of a recipe."""
+    """Return the optimizer of a recipe; the recurrent weights are a group of their own."""
+    groups: list[dict[str, Any]] = [{"params": [], "factor": 1.0}]
+    if config.lr_recurrent != 1:
+        groups.append({"params": [], "factor": config.lr_recurrent})
+    for name, parameter in model.named_parameters():
+        recurrent = name.rpartition(".")[2].startswith("weight_hh")
+        groups[-1 if recurrent else 0]["params"].append(parameter)
     if config.optimizer == "adam":
-        return Adam(model.parameters(), lr=config.lr)
+        return Adam(groups, lr=config.lr)
     if config.optimizer in ("sgd", "nt-asgd"):
-        return SGD(model.parameters(), lr=config.lr, momentum=config.momentum)
-    return NesterovRMSprop(
-        model.parameters(), lr=config.lr, momentum=config.momentum, decay=config.decay
-    )
+        return SGD(groups, lr=config.lr, momentum=config.momentum)
+    return NesterovRMSprop(groups, lr=config.lr, momentum=config.momentum, decay=config.decay)
 
 
 class Trainer:
@@ -193,7 +197,7 @@ class Trainer:
         while self.epoch <= self.config.epochs and not self._patience_spent():
             self.model.train()
             for group in self.optimizer.param_groups:
-                group["lr"] = self.config.lr_at(self.epoch)
+                group["lr"] = group["factor"] * self.config.lr_at(self.epoch)
             for batch in self.task.batches(self.seed, self.epoch, self.index):
                 if self.stopping():
                     self.save()
