@@ -182,6 +182,21 @@ def test_what_it_cannot_do_takes_torchs_operations(kind, noise, options, served)
     assert all(one.grad is not None for one in layer.parameters())
 
 
+def test_a_variance_that_broadcasts_takes_torchs_operations(served):
+    layer = layer_of("GRU", NOISES["dropout"])
+    mean = inputs()[0].detach()
+    h = torch.zeros(1, B, H)
+    found = noisin.functional.recur(
+        *(layer.stack, layer.all_weights, mean),
+        (Moments(h, torch.full((1, 1, H), 0.5)),),
+    )[0]
+    assert served == [False]
+    whole = Moments(h, torch.full_like(h, 0.5))
+    expected = noisin.functional.recur(layer.stack, layer.all_weights, mean, (whole,))[0]
+    assert served == [False, True]
+    compare(found, expected, 1e-4)
+
+
 def test_an_unpacked_weight_is_multiplied_alike():
     """A short walk does not pack its weights."""
     layer = layer_of("LSTM", NOISES["weights"])

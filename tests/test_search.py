@@ -64,8 +64,7 @@ def test_what_is_set_for_all_rows_is_not_searched(load):
     found = load(settings='spectral_radius = "{std}"', changes=["spectral_radius=1.5"]).search
     assert isinstance(found, Search)
     assert list(found.space) == ["hidden_size", "lr"]
-    with pytest.raises(LabError, match="something must be left to search"):
-        load("lr = [0.1]", "", changes=["lr=1"])
+    assert load("lr = [0.1]", "", changes=["lr=1"]).search is None  # and can be run
 
 
 @pytest.mark.parametrize(
@@ -83,12 +82,22 @@ def test_what_is_set_for_all_rows_is_not_searched(load):
         ("std = [1.0]", 'noise = "{std.real}"', "as {name}"),
         ("std = [1.0]", 'noise = "{std!r}"', "as {name}"),
         ("std = [1.0]", 'noise = "{std"', "must be text with {name}"),
-        ("data = ['bach']", "", "data must be a setting"),
+        ("data = ['bach']", "", "data decides the corpus"),
+        ("min_count = [1, 5]", "", "min_count decides the corpus"),
+        ("task = ['music']", 'noise = "{task}"', "task decides the corpus"),
+        ("lr = {low = -1e308, high = 1.7e308}", "", "within ±1e[+]15"),
     ],
 )
 def test_what_is_no_space_is_refused(load, space, settings, message):
     with pytest.raises(LabError, match=message):
         load(space, settings)
+
+
+def test_none_can_be_written(tmp_path):
+    """For a setting whose default is a number, where TOML has no word for it."""
+    text = 'title = "T"\n[base]\ntask = "words"\ndata = "ptb"\n[rows.a]\ninit_uniform = "none"\n'
+    (tmp_path / "own.toml").write_text(text)
+    assert recipe.load(str(tmp_path / "own.toml")).rows["a"].config.init_uniform is None
 
 
 def test_a_search_begins_from_a_row(load):

@@ -1,14 +1,16 @@
 """A sweep by workers in this process: what counts, what is lost, what is tried again."""
 
+import io
 import itertools
 import json
 
 import optuna
 import pytest
 from optuna.trial import TrialState
+from rich.console import Console
 
 from lab_cases import corpus, midi_folder
-from noisin.lab import LabError, recipe, records, sweep, train
+from noisin.lab import LabError, recipe, records, sweep, train, workers
 from noisin.lab.sweep import Sweep, Worker, finished, is_lost
 from noisin.lab.task import Stopped
 from test_cli import call as call  # a fixture
@@ -81,7 +83,7 @@ def test_the_draws_of_a_trial_are_its_numbers_own(made, tmp_path):
     found = made()
     Worker(found, corpus()).run()
     other = made(storage=str(tmp_path / "other.log"))
-    studies = [Worker(other, corpus(), number).study for number in range(2)]
+    studies = [Worker(other, corpus()).study for _ in range(2)]
     space = sweep.distributions(found.search)
     drawn = [studies[i].ask(space).params for i in (1, 0, 0, 1)]
     assert drawn == [t.params for t in trials_of(found)]
@@ -151,7 +153,7 @@ def test_failed_trials_say_why_and_count(made, changes, monkeypatch):
         found, reason = made(["lr=1e30", "optimizer=sgd", "momentum=0.9"]), "not finite"
 
         def diverged(*args):
-            raise LabError("the loss is not finite")
+            raise RuntimeError("the loss is not finite")
 
         monkeypatch.setattr(train, "run", diverged)
     told = []
@@ -221,6 +223,87 @@ def test_tpe(made):
     Worker(found, corpus()).run()
     assert len(finished(trials_of(found))) == 4
     assert found.study != made().study
+
+
+def test_workers_that_begin_anew_do_not_draw_the_same_again(made, tmp_path):
+    for sampler in ("random", "tpe"):
+        found = made(sampler=sampler, storage=str(tmp_path / f"{sampler}.log"))
+        space = sweep.distributions(found.search)
+        drawn = [Worker(found, corpus()).study.ask(space).params for _ in range(4)]
+        assert len({one["std"] for one in drawn}) == 4
+
+
+def test_a_faulty_machine_is_no_result(made):
+    """The trial goes back, and the worker ends with what was wrong."""
+    found = made(trials=2)
+    Worker(found, corpus())
+    (found.folder / "in the way").write_text("")
+    there = Sweep(**{**vars(found), "folder": found.folder / "in the way"})
+    with pytest.raises(LabError, match="must be a folder that can be written"):
+        Worker(there, corpus()).run()
+    lost, waiting = trials_of(found)
+    assert is_lost(lost)
+    assert waiting.state == TrialState.WAITING
+    Worker(found, corpus()).run()
+    assert len(finished(trials_of(found))) == 2
+
+
+@pytest.mark.parametrize("silent", ["set_trial_state_values", "create_new_trial"])
+def test_an_answer_that_is_lost(made, monkeypatch, silent):
+    """What was done although no answer came is not done twice, and not forgotten."""
+    found = made(trials=1)
+    worker = Worker(found, corpus())
+    trial = worker.study.ask(sweep.distributions(found.search))
+    real, calls = getattr(worker.storage, silent), []
+
+    def once(*args, **kwargs):
+        result = real(*args, **kwargs)
+        calls.append(args)
+        if len(calls) == 1:
+            raise OSError("the connection was closed")
+        return result
+
+    monkeypatch.setattr(worker.storage, silent, once)
+    worker._lose(trial, "its worker gave no sign of life", again=True)
+    lost, *waiting = trials_of(found)
+    assert is_lost(lost)
+    assert [t.user_attrs["again"] for t in waiting] == [0]
+
+
+def test_settings_that_were_drawn_in_part_are_kept(made):
+    """A worker killed while it took a trial from the queue."""
+    found = made(trials=1)
+    worker = Worker(found, corpus())
+    drawn = {"hidden_size": 4, "lr": 0.01, "std": 0.5}
+    worker.study.enqueue_trial(drawn)
+    trial = worker.study.ask()
+    trial.suggest_float("std", 0.1, 1.0)
+    worker._lose(trial, "its worker gave no sign of life", again=True)
+    assert Worker(found, corpus()).study.ask(sweep.distributions(found.search)).params == drawn
+
+
+def test_nobody_is_blamed_for_a_storage_that_was_away(made, monkeypatch):
+    found = made(trials=1, grace=100.0)
+    busy, idle = Worker(found, corpus()), Worker(found, corpus())
+    busy.study.ask(sweep.distributions(found.search))
+    trials, now = idle.trials(), [0.0]
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: now[0])
+
+    def look(*times):
+        for now[0] in times:
+            idle._take_back(trials)
+        return is_lost(trials_of(found)[0])
+
+    assert not look(0.0, 10.0, 400.0, 430.0, 460.0)  # away from 10 to 400
+    assert look(490.0, 520.0)
+
+
+def test_a_worker_says_why_it_ended(made, monkeypatch):
+    found = made(["data=nottingham"])
+    console = Console(file=io.StringIO())
+    monkeypatch.setenv("NOISIN_CACHE", str(found.folder / "nothing"))
+    with pytest.raises(LabError, match="nottingham"):
+        workers.do(found, processes=2, data_dir=found.folder.parent, console=console)
 
 
 def test_one_more_than_were_asked_for_is_lost(made, monkeypatch):

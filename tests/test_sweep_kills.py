@@ -19,9 +19,9 @@ WORKERS, TRIALS = 4, 100
 LIMIT = 400.0  # seconds
 
 
-def be_worker(sweep, number):
+def be_worker(sweep):
     torch.set_num_threads(1)
-    Worker(sweep, corpus(), number).run()
+    Worker(sweep, corpus()).run()
 
 
 def survive(sweep, disturb=lambda done: None, seed=0):
@@ -33,7 +33,7 @@ def survive(sweep, disturb=lambda done: None, seed=0):
     def begin():
         nonlocal count
         count += 1
-        process = processes.Process(target=be_worker, args=(sweep, count), daemon=True)
+        process = processes.Process(target=be_worker, args=(sweep,), daemon=True)
         process.start()
         return process
 

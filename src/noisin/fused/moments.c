@@ -501,7 +501,7 @@ static void rows_forward(void *turn, int64_t from, int64_t to) {
 
 CLONES static void row_backward(const Propagation *p, int64_t t, int64_t b) {
     const int64_t H = p->units, row = (t * p->batch + b) * H;
-    float *dm = p->grad_state[0] + b * H, *restrict dv = p->grad_state[1] + b * H;
+    float *dm = p->grad_state[0] + b * H, *dv = p->grad_state[1] + b * H;
     if (p->grad_out[0]) EACH(j, H) dm[j] += p->grad_out[0][row + j];
     if (p->grad_out[1]) EACH(j, H) dv[j] += p->grad_out[1][row + j];
     spread_back(p->hidden, 0, H, p->states[0] + row, dm, dv);

@@ -132,6 +132,7 @@ def serves(call: Call, tensors: Tensors) -> bool:
     return (
         call.mode in _GATES
         and tensors.x.numel() > 0
+        and _alike(tensors)
         and compiled.sees(*present)
         and all(isinstance(one, Propagated) and not one.variance.requires_grad for one in acting)
         and all(
@@ -140,6 +141,21 @@ def serves(call: Call, tensors: Tensors) -> bool:
             for one in those
         )
     )
+
+
+def _alike(given: Tensors) -> bool:
+    """Return whether all sizes are what C takes them to be; else torch's operations say more."""
+    batch, wide = given.x.shape[1], given.hh.shape[0]
+    state = (batch, given.hh.shape[1])
+    pairs = (
+        (given.x_variance, given.x.shape),
+        *((one, state) for one in (given.h, given.h_variance, given.c, given.c_variance)),
+        *((one, (wide,)) for one in (given.bias_ih, given.bias_hh)),
+        (given.ih, (wide, given.x.shape[-1])),
+        *((one, given.ih.shape) for one in (given.ih_square, given.ih_variance)),
+        *((one, given.hh.shape) for one in (given.hh_square, given.hh_variance)),
+    )
+    return all(one is None or one.shape == torch.Size(size) for one, size in pairs)
 
 
 def run(call: Call, tensors: Tensors) -> tuple[Pair, tuple[Pair, ...]]:

@@ -81,6 +81,7 @@ def load_last(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
             continue
         if first is not None:
             warnings.warn(f"{first}; the checkpoint before it is used", stacklevel=2)
+            path.unlink()  # or the next one would push the good one out
         return found
     if first is not None:
         raise LabError(f"{first}. Delete it to begin anew")

@@ -155,7 +155,10 @@ def sweep(
         raise LabError(f'a sweep needs Optuna: pip install "noisin[lab]"; {error}') from None
     chosen = recipe.load(name, changes)
     if chosen.search is None:
-        raise LabError(f"recipe {chosen.name}: a sweep needs a table [search]; got none")
+        raise LabError(
+            f"recipe {chosen.name}: a sweep needs a table [search] in which --set leaves "
+            "something to draw; got none"
+        )
     if sampler not in get_args(sweeps.Sampler):
         raise LabError(f"--sampler must be random or tpe; got {sampler!r}")
     row = chosen.rows[chosen.search.row]
@@ -181,8 +184,10 @@ def sweep(
     done = view.trials()
     _print_trials(done)
     best = sweeps.write_best(found, done)
-    if best is not None:
-        _say(f"best: {best}; noisin run {best} trains it on every seed")
+    if best is None:
+        reasons = dict.fromkeys(t.user_attrs.get("reason", "") for t in done)
+        raise LabError("\n".join(["no trial has a score", *filter(None, reasons)]))
+    _say(f"best: {best}; noisin run {best} trains it on every seed")
 
 
 def _print_trials(trials: list[Any], count: int = 5) -> None:

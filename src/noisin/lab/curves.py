@@ -13,17 +13,18 @@ class Curves:
 
     Args:
         folder: where the files go; ``tensorboard --logdir`` shows it and those above it.
+        update: how many are done; what an earlier process wrote beyond is not shown.
 
     Raises:
         LabError: TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, update: int) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise LabError(f"--tensorboard needs it: pip install tensorboard; {error}") from None
-        self._writer = SummaryWriter(str(folder))
+        self._writer = SummaryWriter(str(folder), purge_step=update + 1)
 
     def within(self, update: int, train: float, norm: float) -> None:
         """Write where a running epoch is.

@@ -39,7 +39,7 @@ def write_aside(path: Path, before: Path | None = None) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         if before is not None and path.exists():
-            os.replace(path, before)
+            _link(path, before)
         os.replace(aside, path)
         _flush_folder(path.parent)
     except BaseException as error:
@@ -47,6 +47,17 @@ def write_aside(path: Path, before: Path | None = None) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise LabError(f"{path} could not be written; {error}") from None
         raise
+
+
+def _link(path: Path, before: Path) -> None:
+    """Give a file a second name, so that the first one never goes missing, where links exist."""
+    link = before.with_name(f".{before.name}.{uuid.uuid4().hex}{ASIDE}")
+    try:
+        os.link(path, link)
+    except OSError:
+        os.replace(path, before)
+    else:
+        os.replace(link, before)
 
 
 def _flush_folder(path: Path) -> None:

@@ -107,6 +107,7 @@ class Recipe(BaseModel):
 # settings that stay text, whatever they look like
 TEXTS = ("task", "data", "cell", "noise", "optimizer", "loss", "padding", "moments")
 TOP_KEYS = ("title", "seeds", "baseline", "base", "rows", "search")
+CORPUS = ("task", "data", "min_count")  # settings that decide the corpus of a run
 ROW_KEYS = ("label", "baseline", "published", "note")
 ROW_NAME = re.compile(r"[A-Za-z0-9][\w.+*-]*")
 
@@ -178,7 +179,7 @@ def load(name: str, changes: Sequence[str] = (), only: Sequence[str] = ()) -> Re
                 f"{name}, row {row}: baseline must be a row, one of {list(rows)}; "
                 f"got {about['baseline']!r}"
             )
-        recipe["rows"][row] = {**about, "config": config}
+        recipe["rows"][row] = {**about, "config": _with_none(config)}
     if "search" in raw:
         recipe["search"] = raw["search"]
     try:
@@ -195,17 +196,17 @@ def load(name: str, changes: Sequence[str] = (), only: Sequence[str] = ()) -> Re
 
 def _checked_search(
     search: Search, rows: Mapping[str, Any], base: Mapping[str, Any], changed: Mapping[str, Any]
-) -> Search:
-    """Return a search without what was changed in every row.
+) -> Search | None:
+    """Return a search without what was changed in every row; None where nothing is left.
 
     Raises:
         ValueError: it begins from no row, or names what is no setting.
     """
-    if search.row not in rows:
+    if not isinstance(rows.get(search.row), dict):
         raise ValueError(f"row must be one of {list(rows)}, got {search.row!r}")
     task = {**base, **rows[search.row], **changed}.get("task", "music")
-    fields = [name for name in TASKS[task].model_fields if name not in ("task", "data")]
-    search.check(fields)
+    fields = [name for name in _settings(task, search.row) if name not in CORPUS]
+    search.check(fields, CORPUS)
     return search.without(changed, fields)
 
 
@@ -236,6 +237,11 @@ def trial(recipe: Recipe, drawn: Mapping[str, Scalar]) -> Row:
 
 def _shown(value: Scalar) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _with_none(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings in which "none" is None where it is no text; TOML has no word for it."""
+    return {k: None if v == "none" and k not in TEXTS else v for k, v in config.items()}
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, model_validator
 
+WIDEST = 1e15  # of a range: beyond, whole numbers are no longer told apart
 Scalar = StrictInt | StrictFloat | bool | str
 Choices = Annotated[tuple[Scalar, ...], Field(min_length=1)]
 
@@ -46,6 +47,8 @@ class Range(BaseModel):
         if not self.low < self.high or (self.log and self.low <= 0):
             rule = "0 < low < high" if self.log else "low < high"
             raise ValueError(f"a range needs {rule}, got low {self.low} and high {self.high}")
+        if max(abs(self.low), abs(self.high)) > WIDEST:
+            raise ValueError(f"a range must lie within ±{WIDEST:g}, got {self.low} … {self.high}")
         return self
 
 
@@ -78,19 +81,30 @@ class Search(BaseModel):
                     )
         return self
 
-    def check(self, fields: Sequence[str]) -> None:
+    def check(self, fields: Sequence[str], fixed: Collection[str]) -> None:
         """Refuse names that neither are settings nor are used by one.
+
+        Args:
+            fields: settings that may be searched.
+            fixed: settings that may not, for they decide the corpus.
 
         Raises:
             ValueError: such a name.
         """
+        for name in (*self.space, *self.settings):
+            if name in fixed:
+                raise ValueError(f"{name} decides the corpus and is not searched")
         used = {name for key, text in self.settings.items() for name in _names(key, text)}
         for name in (*self.space, *self.settings):
             if name not in fields and (name in self.settings or name not in used):
                 raise ValueError(f"{name} must be a setting, or be used by one as {{{name}}}")
 
-    def without(self, fixed: Collection[str], fields: Sequence[str]) -> Self:
-        """Return the search with some settings fixed, and what only they needed left out."""
+    def without(self, fixed: Collection[str], fields: Sequence[str]) -> Self | None:
+        """Return the search with some settings fixed, and what only they needed left out.
+
+        Returns:
+            None where nothing is left to draw.
+        """
         settings = {key: text for key, text in self.settings.items() if key not in fixed}
         used = {name for key, text in settings.items() for name in _names(key, text)}
         space = {
@@ -98,9 +112,7 @@ class Search(BaseModel):
             for name, one in self.space.items()
             if name in used or (name in fields and name not in fixed)
         }
-        if not space:
-            raise ValueError(f"something must be left to search, got {', '.join(fixed)} fixed")
-        return self.model_copy(update={"space": space, "settings": settings})
+        return self.model_copy(update={"space": space, "settings": settings}) if space else None
 
     def changed(
         self, drawn: Mapping[str, Scalar], fields: Sequence[str], texts: Sequence[str]

@@ -10,12 +10,15 @@ folder is shared. Trials that were taken away or given back are ``lost``; they d
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
+import math
 import os
 import random
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,15 +33,15 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from noisin.lab import LabError, recipe, train
+from noisin.lab import LabError, recipe, tasks, train
 from noisin.lab.files import make_folder, write_aside
 from noisin.lab.recipe import Recipe
 from noisin.lab.records import Record
@@ -50,6 +53,7 @@ Sampler = Literal["random", "tpe"]
 T = TypeVar("T")
 
 BEAT = "noisin:beat"  # system attribute: a worker's counter
+TAKER = "noisin:taker"  # likewise: who ended a trial that is lost
 LOST, REASON, RUN, AGAIN = "lost", "reason", "run", "again"  # attributes that users see
 PATIENCE = 300.0  # seconds to wait for a storage that does not answer
 STARTUP = 8  # epochs, and finished trials, before anything is pruned
@@ -158,12 +162,30 @@ def _distribution(one: Any) -> BaseDistribution:
     return FloatDistribution(one.low, one.high, log=one.log)
 
 
-class _Numbered(RandomSampler):
-    """Random search in which seed, number and name alone decide a value, whoever draws it."""
+class _Numbered(BaseSampler):
+    """A sampler that seed and number of a trial alone seed, whoever draws it and whenever.
 
-    def __init__(self, seed: int) -> None:
-        super().__init__(seed)
-        self._own_seed = seed
+    Args:
+        make: returns a sampler, given a seed.
+        seed: of the sweep.
+    """
+
+    def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
+        self._make, self._seed = make, seed
+
+    def _of(self, trial: FrozenTrial, name: str = "") -> BaseSampler:
+        text = f"{self._seed} {trial.number} {name}"
+        return self._make(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little"))
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return self._of(trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._of(trial).sample_relative(study, trial, search_space)
 
     def sample_independent(
         self,
@@ -172,15 +194,14 @@ class _Numbered(RandomSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        digest = hashlib.sha256(f"{self._own_seed} {trial.number} {param_name}".encode()).digest()
-        sampler = RandomSampler(int.from_bytes(digest[:4], "little"))
+        sampler = self._of(trial, param_name)
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
 
-def _sampler(sweep: Sweep, worker: int) -> BaseSampler:
+def _sampler(sweep: Sweep) -> BaseSampler:
     if sweep.sampler == "random":
-        return _Numbered(sweep.seed)
-    return TPESampler(seed=(sweep.seed * 1009 + worker) % 2**32, constant_liar=True)
+        return _Numbered(RandomSampler, sweep.seed)
+    return _Numbered(lambda seed: TPESampler(seed=seed, constant_liar=True), sweep.seed)
 
 
 def _pruner(sweep: Sweep) -> BasePruner:
@@ -189,22 +210,24 @@ def _pruner(sweep: Sweep) -> BasePruner:
     return NopPruner()
 
 
+class Unanswered(LabError):
+    """The storage of trials does not answer."""
+
+
 def patiently(call: Callable[[], T], stopping: Callable[[], bool] = lambda: False) -> T:
     """Return what a call to the storage returns, asking again while it does not answer.
 
     Raises:
-        LabError: it did not answer for five minutes.
+        Unanswered: it did not for five minutes.
         Stopped: asked to stop while waiting.
     """
     begun, wait = time.monotonic(), 0.2
     while True:
         try:
             return call()
-        except (UpdateFinishedTrialError, LabError, KeyError, ValueError, TypeError):
-            raise
-        except Exception as error:  # of a driver, a connection, a disk
+        except (OSError, SQLAlchemyError, StorageInternalError) as error:
             if time.monotonic() - begun > PATIENCE:
-                raise LabError(
+                raise Unanswered(
                     f"the storage of trials did not answer for {PATIENCE:.0f} s; {error}"
                 ) from None
             if stopping():
@@ -215,12 +238,17 @@ def patiently(call: Callable[[], T], stopping: Callable[[], bool] = lambda: Fals
 
 def is_lost(trial: FrozenTrial) -> bool:
     """Return whether a trial was taken from its worker or given back."""
-    return trial.state == TrialState.FAIL and bool(trial.user_attrs.get(LOST))
+    attributes = trial.user_attrs
+    return trial.state == TrialState.FAIL and LOST in attributes and REASON not in attributes
 
 
 def finished(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     """Return the trials that count: with a score, pruned, or failed with a reason."""
     return [t for t in trials if t.state.is_finished() and not is_lost(t)]
+
+
+class _Unfit(LabError):
+    """Settings of a trial that do not fit each other, or the corpus."""
 
 
 class Worker:
@@ -229,7 +257,6 @@ class Worker:
     Args:
         sweep: what is searched.
         corpus: the data.
-        number: which worker of its process group.
         tell: told the progress of a run after each epoch.
         told: told each finished trial: its number, how it ended, and the title of its run.
         stopping: asked often whether to stop.
@@ -239,7 +266,6 @@ class Worker:
         self,
         sweep: Sweep,
         corpus: Corpus,
-        number: int = 0,
         tell: Callable[[Progress], None] = lambda _: None,
         told: Callable[[int, str, str], None] = lambda *_: None,
         stopping: Callable[[], bool] = lambda: False,
@@ -251,7 +277,7 @@ class Worker:
             lambda: optuna.create_study(
                 storage=self.storage,
                 study_name=sweep.study,
-                sampler=_sampler(sweep, number),
+                sampler=_sampler(sweep),
                 pruner=_pruner(sweep),
                 load_if_exists=True,
                 direction="minimize",
@@ -259,6 +285,7 @@ class Worker:
             stopping,
         )
         self._seen: dict[int, tuple[Any, float]] = {}
+        self._looked = -math.inf
 
     def trials(self) -> list[FrozenTrial]:
         """Return all trials as they are now."""
@@ -288,36 +315,54 @@ class Worker:
         raise Stopped
 
     def _take_back(self, trials: list[FrozenTrial]) -> None:
-        """Take trials from workers that gave no sign of life for the grace period."""
+        """Take trials from workers that gave no sign of life for their grace period.
+
+        Only time counts in which the storage was looked at all the while: nobody can give a sign
+        while it does not answer.
+        """
         now = time.monotonic()
+        if now - self._looked > self.sweep.grace / 3:
+            self._seen.clear()
+        self._looked = now
         running = {t._trial_id: t for t in trials if t.state == TrialState.RUNNING}
         self._seen = {number: seen for number, seen in self._seen.items() if number in running}
         for number, trial in running.items():
             beat = trial.system_attrs.get(BEAT)
             before, since = self._seen.setdefault(number, (beat, now))
+            grace = beat[1] if beat else self.sweep.grace
             if before != beat:
                 self._seen[number] = beat, now
-            elif now - since > self.sweep.grace:
+            elif now - since > grace:
                 self._lose(trial, "its worker gave no sign of life", again=True)
 
     def _lose(self, trial: Trial | FrozenTrial, why: str, *, again: bool) -> None:
         """End a trial that does not count; ``again`` puts its settings in the queue."""
-        number = trial._trial_id
+        number, token = trial._trial_id, uuid.uuid4().hex
 
         def mark() -> None:
             self.storage.set_trial_user_attr(number, LOST, why)
+            self.storage.set_trial_system_attr(number, TAKER, token)
 
-        def end() -> bool:
-            return self.storage.set_trial_state_values(number, TrialState.FAIL)
+        def end() -> None:
+            self.storage.set_trial_state_values(number, TrialState.FAIL)
 
         try:
             patiently(mark, self.stopping)
-            ended = patiently(end, self.stopping)
-        except UpdateFinishedTrialError:  # another worker did so, or it was finished after all
-            return
-        if again and ended and trial.params:
-            attributes = {AGAIN: trial.number}
-            patiently(lambda: self.study.enqueue_trial(trial.params, attributes), self.stopping)
+            patiently(end, self.stopping)
+        except UpdateFinishedTrialError:  # by another, or by this one, whose answer was lost
+            ended = patiently(lambda: self.storage.get_trial(number), self.stopping)
+            if ended.system_attrs.get(TAKER) != token or not is_lost(ended):
+                return
+        if again:
+            patiently(lambda: self._again(number), self.stopping)
+
+    def _again(self, number: int) -> None:
+        """Put the settings of a lost trial in the queue, once."""
+        trial = self.storage.get_trial(number)
+        queued = self.study.get_trials(deepcopy=False)
+        drawn = trial.system_attrs.get("fixed_params", {}) | trial.params
+        if drawn and not any(t.user_attrs.get(AGAIN) == trial.number for t in queued):
+            self.study.enqueue_trial(drawn, {AGAIN: trial.number})
 
     def _do(self, trial: Trial) -> None:
         """Run a trial and tell its result."""
@@ -332,10 +377,9 @@ class Worker:
                     patiently(lambda: trial.report(progress.valid, progress.epoch))
                     pruned = patiently(trial.should_prune)
 
-            record, reason, title = None, "", ""
+            record, reason, job = None, "", None
             try:
                 job = self._job(drawn)
-                title = job.run_title
                 patiently(lambda: trial.set_user_attr(RUN, job.path.name))
                 record = train.run(
                     job,
@@ -349,11 +393,17 @@ class Worker:
                     raise
             except UpdateFinishedTrialError:
                 lost.set()
-            except LabError as error:
+            except _Unfit as error:
                 reason = str(error)
+            except (LabError, OSError) as error:  # of this machine, and not of the settings
+                if not isinstance(error, Unanswered):
+                    self._lose(trial, f"its worker ended: {error}", again=True)
+                raise
             except Exception as error:  # for want of memory, for one
                 reason = f"{type(error).__name__}: {error}"
+        title = "" if job is None else job.run_title
         if lost.is_set():
+            self.told(trial.number, "taken by another worker", title)
             return
         if record is not None and record.status == "diverged":
             reason = record.reason
@@ -370,16 +420,23 @@ class Worker:
         try:
             if reason:
                 patiently(lambda: trial.set_user_attr(REASON, reason))
-            patiently(
+            told = patiently(
                 lambda: self.study.tell(trial, value, state, skip_if_finished=True), self.stopping
             )
         except UpdateFinishedTrialError:
-            return
+            how = "taken by another worker"
+        else:
+            how = "taken by another worker" if is_lost(told) else how
         self.told(trial.number, how, title)
 
     def _job(self, drawn: dict[str, Any]) -> Job:
         chosen = self.sweep.recipe
-        row = recipe.trial(chosen, drawn)
+        try:
+            row = recipe.trial(chosen, drawn)
+            tasks.outline(row.config, self.corpus)
+            tasks.check(row.config, self.corpus)
+        except LabError as error:
+            raise _Unfit(str(error)) from None
         seed = chosen.seeds[0]
         name = f"trial-{row.config.hash(self.sweep.corpus, seed)[:6]}"
         title = f"{chosen.title}: search"
@@ -395,16 +452,17 @@ class Worker:
         lost, done = threading.Event(), threading.Event()
 
         def beat() -> None:
-            count = 0
-            while not done.wait(self.sweep.grace / 6):
-                count += 1
+            for count in itertools.count():
                 try:
-                    self.storage.set_trial_system_attr(trial._trial_id, BEAT, count)
+                    sign = [count, self.sweep.grace]
+                    self.storage.set_trial_system_attr(trial._trial_id, BEAT, sign)
                 except UpdateFinishedTrialError:
                     lost.set()
                     return
                 except Exception:  # the storage may answer the next time
-                    continue
+                    pass
+                if done.wait(self.sweep.grace / 6):
+                    return
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -436,12 +494,14 @@ def best_row(sweep: Sweep, trial: FrozenTrial) -> str:
         "",
         "[rows.best]",
         f"note = {json.dumps(f'trial {trial.number}, valid {trial.value}')}",
-        *(f"{name} = {_toml(value)}" for name, value in settings.items() if value is not None),
+        *(f"{name} = {_toml(value)}" for name, value in settings.items()),
     ]
     return "\n".join(lines) + "\n"
 
 
 def _toml(value: Any) -> str:
+    if value is None:
+        return '"none"'
     return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
 
 

@@ -135,7 +135,6 @@ class Trainer:
         title: of the run, for progress.
         tell: told the progress after each epoch, and every few seconds within one.
         stopping: asked before each update whether to stop.
-        curves: where curves are drawn while training; nowhere without it.
     """
 
     def __init__(
@@ -147,10 +146,10 @@ class Trainer:
         title: str = "",
         tell: Callable[[Progress], None] = lambda _: None,
         stopping: Callable[[], bool] = lambda: False,
-        curves: Curves | None = None,
     ) -> None:
         self.task, self.seed, self.path, self.title = task, seed, path, title
-        self.tell, self.stopping, self.curves = tell, stopping, curves
+        self.tell, self.stopping = tell, stopping
+        self.curves: Curves | None = None  # drawn while training
         self.config, self.model = config, task.model
         self.moments = propagates(config.noise)
         task.stopping = stopping
@@ -164,7 +163,7 @@ class Trainer:
         self.best_weights = self._weights()
         self._clock = self._saved = time.monotonic()
         self._took = 0.0  # seconds, to write a checkpoint
-        self._norm = math.nan  # of the last gradient
+        self._norm = 0.0  # of the last gradient; 0 before the first
         self._told = self._clock
         found = checkpoint.load_last(path)
         self._fresh = found is None
@@ -348,6 +347,7 @@ class Trainer:
             "settings": self.config.hash(self.seed),
             "counters": {name: getattr(self, name) for name in COUNTERS},
             "history": [epoch.model_dump() for epoch in self.history],
+            "norm": self._norm,
         }
         checkpoint.save(self.path, tensors, state, keep=True)
         self._saved = time.monotonic()
@@ -367,6 +367,7 @@ class Trainer:
                 self.average.load_state_dict(average)
             torch.set_rng_state(tensors["generator"])
             self.history = [Epoch.model_validate(epoch) for epoch in state["history"]]
+            self._norm = state.get("norm", 0.0)
             for name in COUNTERS:
                 setattr(self, name, state["counters"][name])
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
@@ -419,8 +420,9 @@ def _run(
     torch.manual_seed(job.seed)
     task = tasks.build(config, corpus)
     file = job.path / "checkpoint.safetensors"
-    curves = Curves(job.path / "curves") if job.curves else None
-    trainer = Trainer(task, config, job.seed, file, job.run_title, tell, stopping, curves)
+    trainer = Trainer(task, config, job.seed, file, job.run_title, tell, stopping)
+    curves = Curves(job.path / "curves", trainer.updates) if job.curves else None
+    trainer.curves = curves
     reason = ""
     try:
         trainer.run()

@@ -44,15 +44,16 @@ def do(sweep: Sweep, *, processes: int, data_dir: Path | None, console: Console)
     told, stop = context.Queue(), context.Event()
     with deaf():  # the workers inherit it: Ctrl-C reaches this process alone
         workers = [
-            context.Process(target=_work, args=(sweep, number, data_dir, told, stop))
-            for number in range(processes)
+            context.Process(target=_work, args=(sweep, data_dir, told, stop))
+            for _ in range(processes)
         ]
         for worker in workers:
             worker.start()
+    reasons: list[str] = []
     with Display(0, console) as display:
         try:
             while any(worker.is_alive() for worker in workers):
-                _show(told, display, sweep, console)
+                reasons += _show(told, display, console)
                 time.sleep(0.2)
         except KeyboardInterrupt:
             stop.set()
@@ -61,7 +62,7 @@ def do(sweep: Sweep, *, processes: int, data_dir: Path | None, console: Console)
                 for worker in workers:
                     worker.join()
             raise Interrupted from None
-        reasons = _show(told, display, sweep, console)
+        reasons += _show(told, display, console)
     _check(workers, reasons)
 
 
@@ -69,11 +70,12 @@ def _check(workers: Sequence[BaseProcess], reasons: list[str]) -> None:
     """Refuse to call a sweep finished that no worker finished."""
     if any(worker.exitcode == 0 for worker in workers):
         return
-    killed = "all workers were killed; the same command goes on"
-    raise LabError("; ".join(dict.fromkeys(reasons)) or killed)
+    codes = ", ".join(str(worker.exitcode) for worker in workers)
+    ended = f"all workers were killed (exit codes {codes}); the same command goes on"
+    raise LabError("\n".join(dict.fromkeys(reasons)) or ended)
 
 
-def _show(told: Queue[News], display: Display, sweep: Sweep, console: Console) -> list[str]:
+def _show(told: Queue[News], display: Display, console: Console) -> list[str]:
     """Show what the workers told, and return why workers gave up."""
     reasons, progress = [], []
     while True:
@@ -94,7 +96,7 @@ def _show(told: Queue[News], display: Display, sweep: Sweep, console: Console) -
     return reasons
 
 
-def _work(sweep: Sweep, number: int, data_dir: Path | None, told: Queue[News], stop: Event) -> None:
+def _work(sweep: Sweep, data_dir: Path | None, told: Queue[News], stop: Event) -> None:
     """Be a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
@@ -109,12 +111,15 @@ def _work(sweep: Sweep, number: int, data_dir: Path | None, told: Queue[News], s
     try:
         row = sweep.recipe.rows[sweep.search.row]
         corpus = tasks.load(row.config, data_dir)
-        Worker(sweep, corpus, number, told.put, ended, stopping).run()
+        Worker(sweep, corpus, told.put, ended, stopping).run()
     except Stopped:
         return
     except LabError as error:
         told.put(str(error))
         raise SystemExit(2) from None
+    except Exception as error:
+        told.put(f"{type(error).__name__}: {error}")
+        raise
 
 
 def left(sweep: Sweep, trials: list[FrozenTrial]) -> int:
