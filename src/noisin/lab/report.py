@@ -307,6 +307,7 @@ def draw_radius(rows: dict[str, list[Record]], axes: Axes) -> None:
             if squared:
                 ends = [_candidate_radius(radii[0]) for radii in squared]
                 axes.plot(epochs, ends, linestyle="dashed", **line)
+                axes.set_yscale("log")  # the two are far apart
     axes.set(xlabel="epoch", ylabel="spectral radius")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
