@@ -111,7 +111,7 @@ def test_the_recipe_starts_where_the_paper_does():
     """Its weights carry the keep probability: ours start at p times the published figures."""
     rows = {name: row.config for name, row in recipe.load("fast-dropout").rows.items()}
     radii = {name: rows[name].spectral_radius for name in rows}
-    keep = {"jsb-printed": 0.8, "jsb-strong": 0.2, "piano": 0.7, "nottingham": 0.6, "muse": 0.7}
+    keep = {"jsb-printed": 0.8, "piano": 0.7, "nottingham": 0.6, "muse": 0.7}
     for name, p in keep.items():
         assert radii[name] == pytest.approx(1.2 * p)
         assert f"recurrent * Bernoulli(keep={p}) @ moments" in rows[name].noise
