@@ -6,7 +6,7 @@ import torch
 import noisin
 from conftest import assert_close_to_float64
 from noisin import Moments, Propagation
-from noisin.fused import compiled, moments
+from noisin.fused import compiled, moment_call
 
 pytestmark = pytest.mark.skipif(compiled.LIBRARY is None, reason="nothing was compiled")
 T, B, F, H = 6, 3, 7, 150  # more units than a block of the C file
@@ -35,13 +35,13 @@ WAYS = {
 @pytest.fixture
 def served(monkeypatch):
     """The calls that were asked for, and whether the compiled recurrence took them."""
-    calls, known = [], moments.serves
+    calls, known = [], moment_call.serves
 
     def ask(call, tensors):
         calls.append(known(call, tensors))
         return calls[-1]
 
-    monkeypatch.setattr(moments, "serves", ask)
+    monkeypatch.setattr(moment_call, "serves", ask)
     return calls
 
 

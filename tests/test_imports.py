@@ -30,6 +30,7 @@ ORDER = [
         "reference",
         "stack",
         "fused",
+        "propagated_product",
         "propagated",
     ),
     *("draws", "functional", "noisy", "dense", "layers", "recurrence"),

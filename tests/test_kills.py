@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lab_cases import corpus
-from noisin.lab import LabError, checkpoint, records, train
+from noisin.lab import LabError, checkpoint, records, train, trainer
 from noisin.lab.files import ASIDE
 from processes import context
 from test_train import job, told
@@ -34,7 +34,7 @@ FULL = 3  # exit code
 def be_run(folder, size):
     """Train with a checkpoint after each update, and files of at most so many bytes."""
     torch.set_num_threads(1)
-    train.SAVE_EVERY = train.SAVE_SHARE = 0.0
+    trainer.SAVE_EVERY = trainer.SAVE_SHARE = 0.0
     if size:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     try:

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from lab_cases import corpus, midi_folder
 from noisin.lab import LabError, recipe, records, sweep, train, workers
-from noisin.lab.sweep import Sweep, Worker, finished, is_lost
+from noisin.lab.sweep import Sweep, Worker
 from noisin.lab.task import Stopped
+from noisin.lab.trials import distributions, finished, is_lost, open_storage, patiently
 from test_cli import call as call  # a fixture
 
 RECIPE = """
@@ -84,7 +85,7 @@ def test_the_draws_of_a_trial_are_its_numbers_own(made, tmp_path):
     Worker(found, corpus()).run()
     other = made(storage=str(tmp_path / "other.log"))
     studies = [Worker(other, corpus()).study for _ in range(2)]
-    space = sweep.distributions(found.search)
+    space = distributions(found.search)
     drawn = [studies[i].ask(space).params for i in (1, 0, 0, 1)]
     assert drawn == [t.params for t in trials_of(found)]
     assert len({json.dumps(one) for one in drawn}) == 4
@@ -107,7 +108,7 @@ def test_the_best_trial_becomes_a_row_that_runs_again(made):
 def test_a_silent_workers_trial_is_done_by_another(made):
     found = made(trials=2)
     gone = Worker(found, corpus())
-    trial = gone.study.ask(sweep.distributions(found.search))  # and never heard of again
+    trial = gone.study.ask(distributions(found.search))  # and never heard of again
     Worker(found, corpus()).run()
     trials = trials_of(found)
     assert is_lost(trials[0])
@@ -167,7 +168,7 @@ def test_failed_trials_say_why_and_count(made, changes, monkeypatch):
 
 
 def test_a_diverged_run_is_a_failed_trial(made, monkeypatch):
-    from noisin.lab.train import Diverged, Trainer
+    from noisin.lab.trainer import Diverged, Trainer
 
     def update(self, loss):
         raise Diverged("the loss is nan at update 1")
@@ -228,7 +229,7 @@ def test_tpe(made):
 def test_workers_that_begin_anew_do_not_draw_the_same_again(made, tmp_path):
     for sampler in ("random", "tpe"):
         found = made(sampler=sampler, storage=str(tmp_path / f"{sampler}.log"))
-        space = sweep.distributions(found.search)
+        space = distributions(found.search)
         drawn = [Worker(found, corpus()).study.ask(space).params for _ in range(4)]
         assert len({one["std"] for one in drawn}) == 4
 
@@ -253,7 +254,7 @@ def test_an_answer_that_is_lost(made, monkeypatch, silent):
     """What was done although no answer came is not done twice, and not forgotten."""
     found = made(trials=1)
     worker = Worker(found, corpus())
-    trial = worker.study.ask(sweep.distributions(found.search))
+    trial = worker.study.ask(distributions(found.search))
     real, calls = getattr(worker.storage, silent), []
 
     def once(*args, **kwargs):
@@ -279,13 +280,13 @@ def test_settings_that_were_drawn_in_part_are_kept(made):
     trial = worker.study.ask()
     trial.suggest_float("std", 0.1, 1.0)
     worker._lose(trial, "its worker gave no sign of life", again=True)
-    assert Worker(found, corpus()).study.ask(sweep.distributions(found.search)).params == drawn
+    assert Worker(found, corpus()).study.ask(distributions(found.search)).params == drawn
 
 
 def test_nobody_is_blamed_for_a_storage_that_was_away(made, monkeypatch):
     found = made(trials=1, grace=100.0)
     busy, idle = Worker(found, corpus()), Worker(found, corpus())
-    busy.study.ask(sweep.distributions(found.search))
+    busy.study.ask(distributions(found.search))
     trials, now = idle.trials(), [0.0]
     monkeypatch.setattr(sweep.time, "monotonic", lambda: now[0])
 
@@ -346,16 +347,16 @@ def test_a_storage_that_does_not_answer(made, monkeypatch):
             raise answer
         return answer
 
-    assert sweep.patiently(call) == 7
-    monkeypatch.setattr(sweep, "PATIENCE", 0.0)
+    assert patiently(call) == 7
+    monkeypatch.setattr("noisin.lab.trials.PATIENCE", 0.0)
 
     def down():
         raise OSError("down")
 
     with pytest.raises(LabError, match="did not answer"):
-        sweep.patiently(down)
+        patiently(down)
     with pytest.raises(LabError, match="--storage must be a database or a journal file"):
-        sweep.open_storage("nothing://here")
+        open_storage("nothing://here")
 
 
 def test_the_command(call, tmp_path):

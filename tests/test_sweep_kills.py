@@ -10,7 +10,8 @@ from optuna.trial import TrialState
 
 from lab_cases import corpus
 from noisin.lab import recipe, records
-from noisin.lab.sweep import Sweep, Worker, finished, is_lost
+from noisin.lab.sweep import Sweep, Worker
+from noisin.lab.trials import finished, is_lost
 from postgres import Server
 from processes import context
 from test_sweep import RECIPE

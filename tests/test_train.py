@@ -9,7 +9,7 @@ import torch
 
 from conftest import assert_bit_equal
 from lab_cases import config, corpus
-from noisin.lab import LabError, checkpoint, records, train
+from noisin.lab import LabError, checkpoint, records, train, trainer
 from noisin.lab.music import MusicTask
 from noisin.lab.recipe import Row
 from noisin.lab.train import Job
@@ -199,8 +199,8 @@ def test_what_is_not_finite_stops_the_run(tmp_path, monkeypatch, broken):
         total = whole.total  # finite, its gradient is not
         return whole._replace(total=total + 0 * torch.sqrt(total - total.detach()))
 
-    monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(train, "SAVE_SHARE", 0.0)
+    monkeypatch.setattr(trainer, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(trainer, "SAVE_SHARE", 0.0)
     monkeypatch.setattr(MusicTask, "loss", loss)
     record = train.run(job(tmp_path), corpus())
     assert record.status == "diverged"
@@ -223,8 +223,8 @@ def damages(whole):
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(train, "SAVE_SHARE", 0.0)
+    monkeypatch.setattr(trainer, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(trainer, "SAVE_SHARE", 0.0)
     expected = train.run(job(tmp_path / "whole"), corpus())
     cut = job(tmp_path / "cut")
     with pytest.raises(train.Stopped):
@@ -262,7 +262,7 @@ def test_damaged_checkpoints_alone_are_refused(tmp_path):
 
 
 def test_progress_is_told_within_epochs_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "TELL_EVERY", 0.0)
+    monkeypatch.setattr(trainer, "TELL_EVERY", 0.0)
     told = []
     record = train.run(job(tmp_path), corpus(), told.append)
     assert [(p.epoch, p.within) for p in told[:5]] == [
@@ -280,7 +280,7 @@ def test_progress_is_told_within_epochs_too(tmp_path, monkeypatch):
 def test_curves_can_be_watched(tmp_path, monkeypatch):
     """And a run that goes on writes on."""
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    monkeypatch.setattr(train, "TELL_EVERY", 0.0)
+    monkeypatch.setattr(trainer, "TELL_EVERY", 0.0)
     watched = dataclasses.replace(job(tmp_path), curves=True)
     with pytest.raises(train.Stopped):
         train.run(watched, corpus(), stopping=StopAfter(9))
@@ -302,17 +302,17 @@ def test_curves_need_tensorboard(tmp_path, monkeypatch):
 
 def test_a_checkpoint_is_written_within_an_epoch(tmp_path, monkeypatch):
     """And no oftener than its writing is worth."""
-    monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(trainer, "SAVE_EVERY", 0.0)
     saved = []
     real = train.Trainer.save
     monkeypatch.setattr(
         train.Trainer, "save", lambda self: (saved.append((self.epoch, self.index)), real(self))
     )
-    monkeypatch.setattr(train, "SAVE_SHARE", 0.0)
+    monkeypatch.setattr(trainer, "SAVE_SHARE", 0.0)
     train.run(job(tmp_path / "often"), corpus())
     assert {(1, 0), (1, 1), (1, 3), (2, 0), (4, 2), (5, 0)} <= set(saved)
     saved.clear()
-    monkeypatch.setattr(train, "SAVE_SHARE", 1e9)
+    monkeypatch.setattr(trainer, "SAVE_SHARE", 1e9)
     train.run(job(tmp_path / "seldom"), corpus())
     assert saved == [(1, 0), (5, 0)]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisin import propagated
+from noisin import propagated_product
 from noisin.draws import Draws
 from noisin.laws import Learned
 from noisin.noise import Noise, Term
@@ -171,10 +171,10 @@ class Linear(Dense, nn.Linear):
         held = [] if fresh else acting.get("weight", ())
         drawn = [one for one in held if isinstance(one, Perturbation)]
         rest = [one for one in acting.get("weight", ()) if not isinstance(one, Perturbation)]
-        made = propagated.noisy_product(
+        made = propagated_product.noisy_product(
             *(perturb_held(self.weight, drawn), self.bias, on_input, rest, len(rows.mean))
         )
-        result = each(lambda x: x.movedim(0, time), propagated.multiply_all(made, rows))
+        result = each(lambda x: x.movedim(0, time), propagated_product.multiply_all(made, rows))
         return each(lambda x: x[0], result) if mean.dim() == 1 else result
 
 

@@ -23,7 +23,8 @@ from noisin.draws import Draws, acting
 from noisin.fused import cpu
 from noisin.noise import Term
 from noisin.product import Acting, Preactivation, perturb_held
-from noisin.propagated import Propagation, Values, perturb_values
+from noisin.propagated import Propagation
+from noisin.propagated_product import Values, perturb_values
 from noisin.propagation import Moments, each, exact
 from noisin.reference import State, Weights
 from noisin.shapes import Float, Int

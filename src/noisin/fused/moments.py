@@ -9,153 +9,17 @@ gradients, are taken for all steps at once.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from noisin.fused import compiled
 from noisin.fused.compiled import Propagation, Spread, address
+from noisin.fused.moment_call import Call, Pair, Tensors
+from noisin.fused.moment_gradients import of_inputs, of_recurrent, seen_input
 from noisin.fused.products import Repeated, multiply
-from noisin.product import Acting, Propagated
-
-Pair = tuple[Tensor, Tensor]
-_GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_SIGMOID": 1}
-
-
-class Added(NamedTuple):
-    """Noise of mean 0 in a number t: V[t] becomes own V[t] + square E[t]² + plain.
-
-    Args:
-        own: [F].
-        square: [F].
-        plain: [F].
-    """
-
-    own: Tensor
-    square: Tensor
-    plain: Tensor
-
-    def at(self, mean: Tensor, variance: Tensor | None) -> Tensor:
-        """Return the variance under the noise; None stands for 0."""
-        found = self.plain + self.square * mean.square()
-        return found if variance is None else found.addcmul(self.own, variance)
-
-
-class Tensors(NamedTuple):
-    """What gradients may be asked of; F features come in, H is the hidden size, G gates.
-
-    Args:
-        x: E[x] [T, B, F].
-        x_variance: V[x], or None: 0.
-        ih: E[W_ih] [G·H, F].
-        ih_square: E[W_ih²].
-        ih_variance: V[W_ih], or None: 0.
-        bias_ih: [G·H] or None.
-        hh: E[W_hh] [G·H, H].
-        hh_square: E[W_hh²].
-        hh_variance: V[W_hh], or None: 0.
-        bias_hh: [G·H] or None.
-        h: E[h_0] [B, H].
-        h_variance: V[h_0].
-        c: E[c_0] of an LSTM, or None.
-        c_variance: V[c_0].
-    """
-
-    x: Tensor
-    x_variance: Tensor | None
-    ih: Tensor
-    ih_square: Tensor
-    ih_variance: Tensor | None
-    bias_ih: Tensor | None
-    hh: Tensor
-    hh_square: Tensor
-    hh_variance: Tensor | None
-    bias_hh: Tensor | None
-    h: Tensor
-    h_variance: Tensor
-    c: Tensor | None
-    c_variance: Tensor | None
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a call is besides its tensors.
-
-    Args:
-        mode: key of ``noisin.propagated.STEPS``.
-        reverse: whether the last step comes first.
-        form: of tanh and σ.
-        own_variance: whether products see the variance of what they multiply.
-        scale: of the mean that the recurrent product sees.
-        noise: what acts, by site: ``input``, ``recurrent``, ``candidate``, ``hidden``.
-        plain: the same call by torch's operations, for gradients of gradients.
-    """
-
-    mode: str
-    reverse: bool
-    form: str
-    own_variance: bool
-    scale: float
-    noise: dict[str, Sequence[Acting]]
-    plain: Callable[[Tensors], tuple[Tensor, ...]]
-
-    def added(self, site: str, like: Tensor) -> Added | None:
-        """Return what acts at a site, put together, or None: nothing does."""
-        seen_by_product = site in ("input", "recurrent")
-        keep = 1.0 if self.own_variance or not seen_by_product else 0.0
-        if not self.noise[site] and keep:
-            return None
-        own, square, plain = (like.new_full((like.shape[-1],), start) for start in (keep, 0, 0))
-        for one in self.noise[site]:
-            assert isinstance(one, Propagated)
-            variance = one.variance.to(like.dtype).flatten()
-            if one.operator == "*":  # V[t (1 + ε)] = V[t] + V[ε] (E[t]² + V[t])
-                own, plain = own * (1 + variance), plain * (1 + variance)
-                square = square * (1 + variance) + variance
-            else:
-                plain = plain + variance
-        return Added(own, square, plain)
-
-    def steps(self, time: int) -> range:
-        """The steps in the order of the recurrence."""
-        return range(time)[::-1] if self.reverse else range(time)
-
-
-def serves(call: Call, tensors: Tensors) -> bool:
-    """Return whether the compiled recurrence over moments can run a call."""
-    present = [one for one in tensors if one is not None]
-    acting = [one for site in call.noise.values() for one in site]
-    width = {"input": tensors.x.shape[-1]}
-    return (
-        call.mode in _GATES
-        and tensors.x.numel() > 0
-        and _alike(tensors)
-        and compiled.sees(*present)
-        and all(isinstance(one, Propagated) and not one.variance.requires_grad for one in acting)
-        and all(
-            one.variance.numel() in (1, width.get(site, tensors.h.shape[-1]))  # pyright: ignore
-            for site, those in call.noise.items()
-            for one in those
-        )
-    )
-
-
-def _alike(given: Tensors) -> bool:
-    """Return whether all sizes are what C takes them to be; else torch's operations say more."""
-    batch, wide = given.x.shape[1], given.hh.shape[0]
-    state = (batch, given.hh.shape[1])
-    pairs = (
-        (given.x_variance, given.x.shape),
-        *((one, state) for one in (given.h, given.h_variance, given.c, given.c_variance)),
-        *((one, (wide,)) for one in (given.bias_ih, given.bias_hh)),
-        (given.ih, (wide, given.x.shape[-1])),
-        *((one, given.ih.shape) for one in (given.ih_square, given.ih_variance)),
-        *((one, given.hh.shape) for one in (given.hh_square, given.hh_variance)),
-    )
-    return all(one is None or one.shape == torch.Size(size) for one, size in pairs)
 
 
 def run(call: Call, tensors: Tensors) -> tuple[Pair, tuple[Pair, ...]]:
@@ -272,17 +136,17 @@ class _Run(torch.autograd.Function):
         arrived, new, state = _walk_back(ctx.call, given, buffers, grads)
         wants = dict(zip(Tensors._fields, wanted, strict=True))
         found = dict(zip(("h", "h_variance", "c", "c_variance"), state, strict=False))
-        found |= _of_recurrent(ctx.call, given, buffers, arrived, wants)
+        found |= of_recurrent(ctx.call, given, kept[:2], arrived, wants)
         for whole, part in zip(arrived, new, strict=False):  # memory that nobody needs any more
             whole[..., -part.shape[-1] :] = part
-        found |= _of_inputs(ctx.call, given, arrived, wants)
+        found |= of_inputs(ctx.call, given, arrived, wants)
         return None, *(found.get(name) if wants[name] else None for name in Tensors._fields)
 
 
 def _inputs(call: Call, given: Tensors) -> Pair:
     """Return the moments of W_ih x + b_ih of all steps, in memory of its own."""
     time, batch, _ = given.x.shape
-    seen, variance, second = _seen_input(call, given)
+    seen, variance, second = seen_input(call, given)
     mean = multiply(seen, given.ih.t())
     if given.bias_ih is not None:
         mean += given.bias_ih
@@ -291,16 +155,6 @@ def _inputs(call: Call, given: Tensors) -> Pair:
     if given.ih_variance is not None:
         spread += multiply(second, given.ih_variance.t())
     return mean.unflatten(0, (time, batch)), spread.unflatten(0, (time, batch))
-
-
-def _seen_input(call: Call, given: Tensors) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Return E[x], V[x] under noise and E[x]² by row; no variance where it is 0."""
-    mean = given.x.flatten(0, 1)
-    variance = None if given.x_variance is None else given.x_variance.flatten(0, 1)
-    added = call.added("input", given.x)
-    if added is not None and (variance is not None or call.noise["input"]):
-        variance = added.at(mean, variance)
-    return mean, variance, mean.square()
 
 
 def _recurrent(given: Tensors, batch: int, time: int) -> tuple[Repeated, Repeated]:
@@ -348,62 +202,6 @@ def _walk_back(
         variance.sent(of_variances[t], buffers.seen[1])
         compiled.LIBRARY.moments_send_back(buffers.at, t)
     return of_gates, new, [*state, *cell]
-
-
-def _of_inputs(
-    call: Call, given: Tensors, arrived: Pair, wants: dict[str, bool]
-) -> dict[str, Tensor | None]:
-    """Return the gradients of the product with the input, from what arrived at it."""
-    of_mean, of_variance = (one.flatten(0, 1) for one in arrived)
-    seen, variance, second = _seen_input(call, given)
-    found: dict[str, Tensor | None] = {}
-    if wants["ih"]:
-        found["ih"] = multiply(of_mean.t(), seen)
-    if wants["ih_square"] and variance is not None:
-        found["ih_square"] = multiply(of_variance.t(), variance)
-    if wants["ih_variance"]:
-        found["ih_variance"] = multiply(of_variance.t(), second)
-    if wants["bias_ih"]:
-        found["bias_ih"] = of_mean.sum(0)
-    if not wants["x"] and not wants["x_variance"]:
-        return found
-    of_x, added = multiply(of_mean, given.ih), call.added("input", given.x)
-    if given.ih_variance is not None:
-        of_x.addcmul_(multiply(of_variance, given.ih_variance), seen, value=2)
-    if variance is not None:
-        sent = multiply(of_variance, given.ih_square)
-        if added is not None:
-            of_x.addcmul_(added.square * seen, sent, value=2)
-            sent = sent * added.own
-        if wants["x_variance"]:
-            found["x_variance"] = sent.view_as(given.x)
-    found["x"] = of_x.view_as(given.x)
-    return found
-
-
-def _of_recurrent(
-    call: Call, given: Tensors, buffers: _Buffers, arrived: Pair, wants: dict[str, bool]
-) -> dict[str, Tensor | None]:
-    """Return the gradients of the recurrent weights, from what arrived at their product."""
-    of_mean, of_variance = (one.flatten(0, 1) for one in arrived)
-    mean, variance = (
-        torch.cat((one[1:], first[None]) if call.reverse else (first[None], one[:-1])).flatten(0, 1)
-        for one, first in zip(buffers.kept[:2], (given.h, given.h_variance), strict=True)
-    )
-    found: dict[str, Tensor | None] = {}
-    if wants["hh"]:
-        found["hh"] = multiply(of_mean.t(), mean)
-        if call.scale != 1:
-            found["hh"] *= call.scale
-    if wants["hh_square"]:
-        added = call.added("recurrent", given.h)
-        seen = variance if added is None else added.at(mean, variance)
-        found["hh_square"] = multiply(of_variance.t(), seen)
-    if wants["hh_variance"]:
-        found["hh_variance"] = multiply(of_variance.t(), mean.square())
-    if wants["bias_hh"]:
-        found["bias_hh"] = of_mean.sum(0)
-    return found
 
 
 def _by_torch(

@@ -150,6 +150,7 @@ def sweep(
     """Search the space of a recipe; more workers may join, here and on other machines."""
     try:
         from noisin.lab import sweep as sweeps
+        from noisin.lab import trials as trial_store
         from noisin.lab import workers
     except ImportError as error:
         raise LabError(f'a sweep needs Optuna: pip install "noisin[lab]"; {error}') from None
@@ -172,7 +173,7 @@ def sweep(
         *(sampler, prune, seed, grace),  # pyright: ignore[reportArgumentType]
     )
     try:
-        sweeps.open_storage(found.storage)
+        trial_store.open_storage(found.storage)
     except LabError:
         raise
     except Exception as error:  # whatever a driver raises

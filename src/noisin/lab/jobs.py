@@ -27,7 +27,8 @@ from noisin.lab.config import corpus_key
 from noisin.lab.recipe import Recipe
 from noisin.lab.records import Record
 from noisin.lab.task import Corpus
-from noisin.lab.train import Job, Progress
+from noisin.lab.train import Job
+from noisin.lab.trainer import Progress
 
 SAY_EVERY = 15.0  # seconds between lines of progress where there is no terminal
 

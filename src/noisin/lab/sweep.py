@@ -12,9 +12,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import logging
 import math
-import os
 import random
 import threading
 import time
@@ -23,39 +21,40 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import optuna
-from filelock import FileLock
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from noisin.lab import LabError, recipe, tasks, train
-from noisin.lab.files import make_folder, write_aside
+from noisin.lab.files import write_aside
 from noisin.lab.recipe import Recipe
 from noisin.lab.records import Record
-from noisin.lab.search import Range, Search
+from noisin.lab.search import Search
 from noisin.lab.task import Corpus, Stopped
-from noisin.lab.train import Job, Progress
+from noisin.lab.train import Job
+from noisin.lab.trainer import Progress
+from noisin.lab.trials import (
+    AGAIN,
+    BEAT,
+    LOST,
+    REASON,
+    RUN,
+    TAKER,
+    Numbered,
+    Unanswered,
+    distributions,
+    finished,
+    is_lost,
+    open_storage,
+    patiently,
+    taken,
+)
 
 Sampler = Literal["random", "tpe"]
-T = TypeVar("T")
-
-BEAT = "noisin:beat"  # system attribute: a worker's counter
-TAKER = "noisin:taker"  # likewise: who ended a trial that is lost
-LOST, REASON, RUN, AGAIN = "lost", "reason", "run", "again"  # attributes that users see
-PATIENCE = 300.0  # seconds to wait for a storage that does not answer
 STARTUP = 8  # epochs, and finished trials, before anything is pruned
 
 
@@ -106,145 +105,16 @@ def study_name(recipe: Recipe, corpus: str, sampler: str, prune: bool, seed: int
     return f"{recipe.name}-search-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
-class _Lock(JournalFileSymlinkLock):
-    """A lock that ends with its process; under it a line torn by a full disk is taken away."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self._path, self._lock = path, FileLock(f"{path}.flock")
-
-    def acquire(self) -> bool:
-        self._lock.acquire()
-        with self._path.open("r+b") as file:
-            size = file.seek(0, os.SEEK_END)
-            if size and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
-        return True
-
-    def release(self) -> None:
-        self._lock.release()
-
-
-def open_storage(storage: str) -> BaseStorage:
-    """Open the storage of trials.
-
-    Args:
-        storage: ``postgresql://…`` or another URL of SQLAlchemy, or the path of a journal file.
-
-    Raises:
-        LabError: it is no such URL, or its driver is not installed. What a driver raises while a
-            server does not answer passes through.
-    """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    if "://" not in storage:
-        path = Path(storage)
-        make_folder(path.parent)
-        return JournalStorage(JournalFileBackend(str(path), _Lock(path)))
-    url = storage.replace("postgresql://", "postgresql+psycopg://", 1)
-    try:
-        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
-        raise LabError(f"--storage must be a database or a journal file; {error}") from None
-
-
-def distributions(search: Search) -> dict[str, BaseDistribution]:
-    """Return the space for Optuna."""
-    return {name: _distribution(one) for name, one in search.space.items()}
-
-
-def _distribution(one: Any) -> BaseDistribution:
-    if not isinstance(one, Range):
-        return CategoricalDistribution(one)
-    if isinstance(one.low, int) and isinstance(one.high, int):
-        return IntDistribution(one.low, one.high, log=one.log)
-    return FloatDistribution(one.low, one.high, log=one.log)
-
-
-class _Numbered(BaseSampler):
-    """A sampler that seed and number of a trial alone seed, whoever draws it and whenever.
-
-    Args:
-        make: returns a sampler, given a seed.
-        seed: of the sweep.
-    """
-
-    def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
-        self._make, self._seed = make, seed
-
-    def _of(self, trial: FrozenTrial, name: str = "") -> BaseSampler:
-        text = f"{self._seed} {trial.number} {name}"
-        return self._make(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little"))
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        return self._of(trial).infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return self._of(trial).sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        sampler = self._of(trial, param_name)
-        return sampler.sample_independent(study, trial, param_name, param_distribution)
-
-
 def _sampler(sweep: Sweep) -> BaseSampler:
     if sweep.sampler == "random":
-        return _Numbered(RandomSampler, sweep.seed)
-    return _Numbered(lambda seed: TPESampler(seed=seed, constant_liar=True), sweep.seed)
+        return Numbered(RandomSampler, sweep.seed)
+    return Numbered(lambda seed: TPESampler(seed=seed, constant_liar=True), sweep.seed)
 
 
 def _pruner(sweep: Sweep) -> BasePruner:
     if sweep.prune:
         return MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=STARTUP)
     return NopPruner()
-
-
-class Unanswered(LabError):
-    """The storage of trials does not answer."""
-
-
-def patiently(call: Callable[[], T], stopping: Callable[[], bool] = lambda: False) -> T:
-    """Return what a call to the storage returns, asking again while it does not answer.
-
-    Raises:
-        Unanswered: it did not for five minutes.
-        Stopped: asked to stop while waiting.
-    """
-    begun, wait = time.monotonic(), 0.2
-    while True:
-        try:
-            return call()
-        except (OSError, SQLAlchemyError, StorageInternalError) as error:
-            if time.monotonic() - begun > PATIENCE:
-                raise Unanswered(
-                    f"the storage of trials did not answer for {PATIENCE:.0f} s; {error}"
-                ) from None
-            if stopping():
-                raise Stopped from None
-            time.sleep(wait * random.uniform(0.5, 1.5))
-            wait = min(2 * wait, 5.0)
-
-
-def is_lost(trial: FrozenTrial) -> bool:
-    """Return whether a trial was taken from its worker or given back."""
-    attributes = trial.user_attrs
-    return trial.state == TrialState.FAIL and LOST in attributes and REASON not in attributes
-
-
-def finished(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the trials that count: with a score, pruned, or failed with a reason."""
-    return [t for t in trials if t.state.is_finished() and not is_lost(t)]
 
 
 class _Unfit(LabError):
@@ -303,11 +173,11 @@ class Worker:
             self._take_back(trials)
             if len(finished(trials)) >= self.sweep.trials:
                 return
-            if _taken(trials) >= self.sweep.trials:
+            if taken(trials) >= self.sweep.trials:
                 time.sleep(min(1.0, self.sweep.grace / 8))  # others are at the last ones
                 continue
             trial = patiently(lambda: self.study.ask(space), self.stopping)
-            if _taken(self.trials()) > self.sweep.trials:  # another asked at the same moment
+            if taken(self.trials()) > self.sweep.trials:  # another asked at the same moment
                 self._lose(trial, "one more than were asked for", again=AGAIN in trial.user_attrs)
                 time.sleep(random.uniform(0, 0.5))
                 continue
@@ -471,12 +341,6 @@ class Worker:
         finally:
             done.set()
             thread.join()
-
-
-def _taken(trials: list[FrozenTrial]) -> int:
-    """Return how many trials are finished or at work."""
-    at_work = sum(t.state == TrialState.RUNNING for t in trials)
-    return len(finished(trials)) + at_work
 
 
 def best_row(sweep: Sweep, trial: FrozenTrial) -> str:

@@ -19,9 +19,10 @@ from rich.console import Console
 
 from noisin.lab import LabError, tasks
 from noisin.lab.jobs import Display, Interrupted, deaf
-from noisin.lab.sweep import Sweep, Worker, finished
+from noisin.lab.sweep import Sweep, Worker
 from noisin.lab.task import Stopped
-from noisin.lab.train import Progress
+from noisin.lab.trainer import Progress
+from noisin.lab.trials import finished
 
 # what a worker tells: progress of a run, the end of a trial, or why it gave up
 News = Progress | tuple[int, str, str] | str
