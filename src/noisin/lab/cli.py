@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections import Counter
@@ -38,7 +39,9 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="List, fetch and verify corpora.")
 app.add_typer(data_app, name="data")
-console = Console(highlight=False)
+# a pipe has no width of its own
+WIDE = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+console = Console(highlight=False, width=WIDE)
 errors = Console(stderr=True, highlight=False)
 
 DataDir = Annotated[
@@ -286,7 +289,7 @@ def _sample(
 def _print_table(rows: dict[str, list[Record]]) -> None:
     lines = report.summary(rows)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("method", no_wrap=True)
+    table.add_column("method", overflow="fold")  # numbers are never cut
     for name in ("train", "valid", "test", "difference", "epochs", "s"):
         table.add_column(name, justify="right", no_wrap=True)
     for line in lines:
@@ -297,7 +300,7 @@ def _print_table(rows: dict[str, list[Record]]) -> None:
             f"{line.epochs.mean:.0f}{'*' if line.limited else ''}" if line.epochs else "-",
             f"{line.seconds.mean:.0f}" if line.seconds else "-",
         )
-    console.print(table, width=max(console.width, 120), crop=False)
+    console.print(table)
     for line in lines:
         compared = f", compared with {line.baseline}" if line.baseline else ""
         _say("; ".join(filter(None, (f"{line.label}: {line.noise}", line.settings))) + compared)
