@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from noisin.explanation import explain as explain_model
 from noisin.lab import LabError, bench, data, evaluate, jobs, recipe, records, report, sound, tasks
 from noisin.lab.config import WordsConfig, corpus_key, propagates
 from noisin.lab.files import make_folder, write_aside
-from noisin.lab.music import MusicModel
-from noisin.lab.recipe import Recipe, Row
+from noisin.lab.recipe import Recipe
 from noisin.lab.records import Record
 from noisin.lab.report import Piece
 from noisin.lab.store import SPLITS
+from noisin.lab.sweep_command import sweep
 from noisin.lab.task import Corpus
-from noisin.lab.words import WordModel
+from noisin.lab.terminal import (
+    Changes,
+    DataDir,
+    Folder,
+    Only,
+    RecipeName,
+    RunPaths,
+    Samples,
+    Seed,
+    console,
+    errors,
+    of_row,
+    outline,
+    print_table,
+    refusing,
+    say,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,49 +48,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="List, fetch and verify corpora.")
 app.add_typer(data_app, name="data")
-# a pipe has no width of its own
-WIDE = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
-console = Console(highlight=False, width=WIDE)
-errors = Console(stderr=True, highlight=False)
-
-DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Folder with corpus files.", show_default=False)
-]
-RecipeName = Annotated[str, typer.Argument(help="Name of a recipe that ships, or a TOML file.")]
-Only = Annotated[list[str], typer.Option("--only", help="Row to do; may be repeated.")]
-Changes = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of every row.")
-]
-Folder = Annotated[Path, typer.Option("--out", help="Folder for runs and reports.")]
-RunPaths = Annotated[list[Path], typer.Argument(help="Folders of runs.")]
-Samples = Annotated[
-    list[int],
-    typer.Option("--samples", help="Average K draws of the noise; may be repeated for several K."),
-]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the draws.")]
 LENGTHS = {"music": 48, "words": 150}  # of samples: quarter notes, tokens
-
-
-def refusing(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn bad input into one message and exit code 2, an interruption into 130."""
-
-    @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except LabError as error:
-            errors.print(f"noisin: {error}", style="red", markup=False, soft_wrap=True)
-            raise typer.Exit(2) from None
-        except RuntimeError as error:  # torch has no class of its own for this one
-            if "allocate memory" not in str(error):
-                raise
-            errors.print(f"noisin: there must be memory for it; {error}", markup=False)
-            raise typer.Exit(2) from None
-        except (jobs.Interrupted, KeyboardInterrupt):
-            errors.print("noisin: stopped; the same command goes on from here", markup=False)
-            raise typer.Exit(130) from None
-
-    return wrapped
 
 
 @app.command()
@@ -105,17 +72,17 @@ def run(
     one_noise = any(change.startswith("noise=") for change in changes)
     whole = chosen if one_noise else recipe.load(name, changes)
     for row, settings in chosen.rows.items():
-        _outline(chosen, row, settings)
+        outline(chosen, row, settings)
     corpora = _corpora(chosen, data_dir)
     for row, settings in chosen.rows.items():
-        with _of_row(chosen, row):
+        with of_row(chosen, row):
             tasks.check(settings.config, corpora[corpus_key(settings.config)])
     folder = out / "-".join(filter(None, (chosen.name, chosen.variant)))
     make_folder(folder)
     digests = {key: corpus.digest() for key, corpus in corpora.items()}
     planned = jobs.plan(chosen, folder, digests, tensorboard)
     waiting = len(planned) - len(jobs.finished(planned))
-    _say(f"{chosen.title}: {len(planned)} runs, {waiting} to do")
+    say(f"{chosen.title}: {len(planned)} runs, {waiting} to do")
     done = jobs.do(planned, processes=processes, data_dir=data_dir, console=console)
     _finish(jobs.finished(jobs.plan(whole.on(digests), folder, digests)), folder, data_dir)
     diverged = [record for record in done if record.status == "diverged"]
@@ -123,93 +90,7 @@ def run(
         raise LabError("\n".join(f"{r.row}, seed {r.seed} diverged: {r.reason}" for r in diverged))
 
 
-@app.command()
-@refusing
-def sweep(
-    name: RecipeName,
-    trials: Annotated[int, typer.Option(min=1, help="Finished trials, over all workers.")] = 32,
-    storage: Annotated[
-        str,
-        typer.Option(
-            help="postgresql://… or another database, or a journal file; one in --out without it."
-        ),
-    ] = "",
-    sampler: Annotated[str, typer.Option(help="random or tpe.")] = "random",
-    prune: Annotated[
-        bool, typer.Option("--prune", help="End trials early that are worse than the median.")
-    ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the settings that are tried.")] = 0,
-    grace: Annotated[
-        float,
-        typer.Option(min=1.0, help="Seconds without a sign of life before a trial is done anew."),
-    ] = 60.0,
-    changes: Changes = [],
-    data_dir: DataDir = None,
-    out: Folder = Path("runs"),
-    processes: Annotated[
-        int, typer.Option(min=1, help="Workers here, one thread each.")
-    ] = jobs.processes_by_default(),
-) -> None:
-    """Search the space of a recipe; more workers may join, here and on other machines."""
-    try:
-        from noisin.lab import sweep as sweeps
-        from noisin.lab import trials as trial_store
-        from noisin.lab import workers
-    except ImportError as error:
-        raise LabError(f'a sweep needs Optuna: pip install "noisin[lab]"; {error}') from None
-    chosen = recipe.load(name, changes)
-    if chosen.search is None:
-        raise LabError(
-            f"recipe {chosen.name}: a sweep needs a table [search] in which --set leaves "
-            "something to draw; got none"
-        )
-    if sampler not in get_args(sweeps.Sampler):
-        raise LabError(f"--sampler must be random or tpe; got {sampler!r}")
-    row = chosen.rows[chosen.search.row]
-    _outline(chosen, chosen.search.row, row)
-    corpus = tasks.load(row.config, data_dir, _say)
-    digest = corpus.digest()
-    folder = out / sweeps.study_name(chosen, digest, sampler, prune, seed)
-    make_folder(folder)
-    found = sweeps.Sweep(
-        *(chosen, digest, folder, storage or str(folder / "journal.log"), trials),
-        *(sampler, prune, seed, grace),  # pyright: ignore[reportArgumentType]
-    )
-    try:
-        trial_store.open_storage(found.storage)
-    except LabError:
-        raise
-    except Exception as error:  # whatever a driver raises
-        raise LabError(f"--storage must be a database that answers; {error}") from None
-    view = sweeps.Worker(found, corpus)
-    _say(f"{found.study}: {workers.left(found, view.trials())} of {trials} trials to do")
-    if workers.left(found, view.trials()):
-        workers.do(found, processes=processes, data_dir=data_dir, console=console)
-    done = view.trials()
-    _print_trials(done)
-    best = sweeps.write_best(found, done)
-    if best is None:
-        reasons = dict.fromkeys(t.user_attrs.get("reason", "") for t in done)
-        raise LabError("\n".join(["no trial has a score", *filter(None, reasons)]))
-    _say(f"best: {best}; noisin run {best} trains it on every seed")
-
-
-def _print_trials(trials: list[Any], count: int = 5) -> None:
-    """Print the best trials."""
-    scored = sorted((t for t in trials if t.value is not None), key=lambda t: t.value)
-    for one in scored[:count]:
-        settings = ", ".join(f"{name} {value}" for name, value in one.params.items())
-        _say(f"trial {one.number}: valid {one.value:.4f}; {settings}")
-    states = Counter(sweep_state(one) for one in trials)
-    _say(", ".join(f"{count} {state}" for state, count in sorted(states.items())))
-
-
-def sweep_state(trial: Any) -> str:
-    """Return in a word how a trial ended."""
-    if trial.user_attrs.get("lost"):
-        return "lost"
-    words = {"COMPLETE": "finished", "FAIL": "failed"}
-    return words.get(trial.state.name, str(trial.state.name).lower())
+app.command()(sweep)
 
 
 def _corpora(chosen: Recipe, data_dir: Path | None) -> dict[tuple[str, str, int], Corpus]:
@@ -218,37 +99,16 @@ def _corpora(chosen: Recipe, data_dir: Path | None) -> dict[tuple[str, str, int]
     for row in chosen.rows.values():
         key = corpus_key(row.config)
         if key not in found:
-            found[key] = tasks.load(row.config, data_dir, _say)
+            found[key] = tasks.load(row.config, data_dir, say)
             for skipped in found[key].skipped:
                 errors.print(f"skipped {skipped}", style="yellow", markup=False, soft_wrap=True)
     return found
 
 
-def _outline(
-    chosen: Recipe, name: str, row: Row, corpus: Corpus | None = None
-) -> MusicModel | WordModel:
-    """Return the outline of a row's model; noise that cannot act is refused before any run."""
-    with _of_row(chosen, name):
-        return tasks.outline(row.config, corpus)
-
-
-@contextmanager
-def _of_row(chosen: Recipe, name: str) -> Iterator[None]:
-    """Name the row in what is refused."""
-    try:
-        yield
-    except LabError as error:
-        raise LabError(f"recipe {chosen.name}, row {name}: {error}") from None
-
-
-def _say(text: str) -> None:
-    console.print(text, markup=False, soft_wrap=True)
-
-
 def _finish(done: list[Record], folder: Path, data_dir: Path | None) -> None:
     """Print the table, write samples and the report."""
     rows = report.by_row(done)
-    _print_table(rows)
+    print_table(rows)
     pieces = []
     for name in report.worth_hearing(rows):
         best = min((r for r in rows[name] if r.status == "finished"), key=lambda r: r.best)
@@ -256,9 +116,9 @@ def _finish(done: list[Record], folder: Path, data_dir: Path | None) -> None:
         stem = folder / "samples" / name
         pieces.append(_sample(run, f"{best.label}, seed {best.seed}", stem, LENGTHS, seed=1))
     report.write(done, folder / "report.html", pieces=pieces)
-    _say(f"report: {folder / 'report.html'}")
+    say(f"report: {folder / 'report.html'}")
     if pieces:
-        _say(f"samples: {folder / 'samples'}")
+        say(f"samples: {folder / 'samples'}")
 
 
 def _sample(
@@ -284,31 +144,6 @@ def _sample(
     with write_aside(stem.with_name(stem.name + ".wav")) as file:
         file.write(sound.wav(roll))
     return Piece(title, roll)
-
-
-def _print_table(rows: dict[str, list[Record]]) -> None:
-    lines = report.summary(rows)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("method", overflow="fold")  # numbers are never cut
-    for name in ("train", "valid", "test", "difference", "epochs", "s"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for line in lines:
-        table.add_row(
-            escape(line.label),
-            *(str(line.scores[split] or "-") for split in ("train", "valid", "test")),
-            str(line.difference or "-"),
-            f"{line.epochs.mean:.0f}{'*' if line.limited else ''}" if line.epochs else "-",
-            f"{line.seconds.mean:.0f}" if line.seconds else "-",
-        )
-    console.print(table)
-    for line in lines:
-        compared = f", compared with {line.baseline}" if line.baseline else ""
-        _say("; ".join(filter(None, (f"{line.label}: {line.noise}", line.settings))) + compared)
-    units = tasks.UNITS[next(iter(rows.values()))[0].metric]
-    _say(
-        f"{units}; mean ± standard deviation over seeds; difference in test, seed by seed; "
-        "* some run reached the last epoch allowed"
-    )
 
 
 @app.command(name="evaluate")
@@ -383,7 +218,7 @@ def sample(
     if piece.text:
         console.print(piece.text, markup=False, soft_wrap=True)
     made = sorted(p for p in stem.parent.iterdir() if p.name.startswith(f"{stem.name}."))
-    _say(", ".join(map(str, made)))
+    say(", ".join(map(str, made)))
 
 
 @app.command(name="report")
@@ -396,9 +231,9 @@ def report_command(
     found = records.read(paths)
     for heading, rows in report.sections(found).items():
         console.print(heading, style="bold", markup=False)
-        _print_table(rows)
+        print_table(rows)
     report.write(found, out)
-    _say(f"report: {out}")
+    say(f"report: {out}")
 
 
 @app.command()
@@ -412,19 +247,19 @@ def explain(
     """Say what the rows of a recipe are: model, sites, paths, parameters, memory."""
     chosen = recipe.load(name or recipe.default(changes), changes, only)
     own = [s.config for s in chosen.rows.values() if s.config.data not in data.NAMES]
-    corpus = tasks.load(own[0], data_dir, _say) if own else None
+    corpus = tasks.load(own[0], data_dir, say) if own else None
     for row, settings in chosen.rows.items():
         config = settings.config
-        model = _outline(chosen, row, settings, corpus)
+        model = outline(chosen, row, settings, corpus)
         parameters = sum(p.numel() for p in model.parameters())
         steps = config.window if isinstance(config, WordsConfig) else config.chunk
         sequences = config.batch_size * config.train_samples
         table = explain_model(model, time=steps, batch=sequences)
         weights, activations = tasks.memory(config, model)
         noise = sum(line.memory for line in table)
-        _say(f"{row}: {model.rnn}, {model.head.out_features} outputs")
-        _say(str(table))
-        _say(
+        say(f"{row}: {model.rnn}, {model.head.out_features} outputs")
+        say(str(table))
+        say(
             f"  {parameters:,} parameters; expected memory of a training step: weights, gradients "
             f"and optimizer {_mib(weights)}, activations {_mib(activations)}, "
             f"noise {_mib(noise)}"
@@ -449,7 +284,7 @@ def bench_command(
         raise LabError(f"--only must be one of {', '.join(bench.PARTS)}; got {', '.join(unknown)}")
     with bench.running(threads):
         for line in bench.lines(only or bench.PARTS, rounds):
-            _say(line)
+            say(line)
 
 
 @data_app.command(name="list")
@@ -471,7 +306,7 @@ def data_list(data_dir: DataDir = None) -> None:
 def data_fetch(names: Annotated[list[str], typer.Argument(help="Corpora.")]) -> None:
     """Download corpora into the user's cache."""
     for name in names:
-        _say(f"{name}: {data.fetch(name, _say)}")
+        say(f"{name}: {data.fetch(name, say)}")
 
 
 @data_app.command(name="verify")
@@ -481,7 +316,7 @@ def data_verify(
 ) -> None:
     """Count a corpus again, and compare with what is published."""
     for name in names:
-        _say(f"{name}: {data.verify(name, data_dir, _say)}")
+        say(f"{name}: {data.verify(name, data_dir, say)}")
 
 
 def main() -> None:

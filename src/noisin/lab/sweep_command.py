@@ -1,0 +1,110 @@
+"""``noisin sweep``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from noisin.lab import LabError, jobs, recipe, tasks
+from noisin.lab.files import make_folder
+from noisin.lab.terminal import (
+    Changes,
+    DataDir,
+    Folder,
+    RecipeName,
+    console,
+    outline,
+    refusing,
+    say,
+)
+
+
+@refusing
+def sweep(
+    name: RecipeName,
+    trials: Annotated[int, typer.Option(min=1, help="Finished trials, over all workers.")] = 32,
+    storage: Annotated[
+        str,
+        typer.Option(
+            help="postgresql://… or another database, or a journal file; one in --out without it."
+        ),
+    ] = "",
+    sampler: Annotated[str, typer.Option(help="random or tpe.")] = "random",
+    prune: Annotated[
+        bool, typer.Option("--prune", help="End trials early that are worse than the median.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the settings that are tried.")] = 0,
+    grace: Annotated[
+        float,
+        typer.Option(min=1.0, help="Seconds without a sign of life before a trial is done anew."),
+    ] = 60.0,
+    changes: Changes = [],
+    data_dir: DataDir = None,
+    out: Folder = Path("runs"),
+    processes: Annotated[
+        int, typer.Option(min=1, help="Workers here, one thread each.")
+    ] = jobs.processes_by_default(),
+) -> None:
+    """Search the space of a recipe; more workers may join, here and on other machines."""
+    try:
+        from noisin.lab import sweep as sweeps
+        from noisin.lab import trials as trial_store
+        from noisin.lab import workers
+    except ImportError as error:
+        raise LabError(f'a sweep needs Optuna: pip install "noisin[lab]"; {error}') from None
+    chosen = recipe.load(name, changes)
+    if chosen.search is None:
+        raise LabError(
+            f"recipe {chosen.name}: a sweep needs a table [search] in which --set leaves "
+            "something to draw; got none"
+        )
+    if sampler not in get_args(sweeps.Sampler):
+        raise LabError(f"--sampler must be random or tpe; got {sampler!r}")
+    row = chosen.rows[chosen.search.row]
+    outline(chosen, chosen.search.row, row)
+    corpus = tasks.load(row.config, data_dir, say)
+    digest = corpus.digest()
+    folder = out / sweeps.study_name(chosen, digest, sampler, prune, seed)
+    make_folder(folder)
+    found = sweeps.Sweep(
+        *(chosen, digest, folder, storage or str(folder / "journal.log"), trials),
+        *(sampler, prune, seed, grace),  # pyright: ignore[reportArgumentType]
+    )
+    try:
+        trial_store.open_storage(found.storage)
+    except LabError:
+        raise
+    except Exception as error:  # whatever a driver raises
+        raise LabError(f"--storage must be a database that answers; {error}") from None
+    view = sweeps.Worker(found, corpus)
+    say(f"{found.study}: {workers.left(found, view.trials())} of {trials} trials to do")
+    if workers.left(found, view.trials()):
+        workers.do(found, processes=processes, data_dir=data_dir, console=console)
+    done = view.trials()
+    _print_trials(done)
+    best = sweeps.write_best(found, done)
+    if best is None:
+        reasons = dict.fromkeys(t.user_attrs.get("reason", "") for t in done)
+        raise LabError("\n".join(["no trial has a score", *filter(None, reasons)]))
+    say(f"best: {best}; noisin run {best} trains it on every seed")
+
+
+def _print_trials(trials: list[Any], count: int = 5) -> None:
+    """Print the best trials."""
+    scored = sorted((t for t in trials if t.value is not None), key=lambda t: t.value)
+    for one in scored[:count]:
+        settings = ", ".join(f"{name} {value}" for name, value in one.params.items())
+        say(f"trial {one.number}: valid {one.value:.4f}; {settings}")
+    states = Counter(sweep_state(one) for one in trials)
+    say(", ".join(f"{count} {state}" for state, count in sorted(states.items())))
+
+
+def sweep_state(trial: Any) -> str:
+    """Return in a word how a trial ended."""
+    if trial.user_attrs.get("lost"):
+        return "lost"
+    words = {"COMPLETE": "finished", "FAIL": "failed"}
+    return words.get(trial.state.name, str(trial.state.name).lower())

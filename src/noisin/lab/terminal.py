@@ -1,0 +1,114 @@
+"""What the commands share: options, messages, tables, refusals."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from noisin.lab import LabError, jobs, report, tasks
+from noisin.lab.music import MusicModel
+from noisin.lab.recipe import Recipe, Row
+from noisin.lab.records import Record
+from noisin.lab.task import Corpus
+from noisin.lab.words import WordModel
+
+# a pipe has no width of its own
+WIDE = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+console = Console(highlight=False, width=WIDE)
+errors = Console(stderr=True, highlight=False)
+
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Folder with corpus files.", show_default=False)
+]
+RecipeName = Annotated[str, typer.Argument(help="Name of a recipe that ships, or a TOML file.")]
+Only = Annotated[list[str], typer.Option("--only", help="Row to do; may be repeated.")]
+Changes = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of every row.")
+]
+Folder = Annotated[Path, typer.Option("--out", help="Folder for runs and reports.")]
+RunPaths = Annotated[list[Path], typer.Argument(help="Folders of runs.")]
+Samples = Annotated[
+    list[int],
+    typer.Option("--samples", help="Average K draws of the noise; may be repeated for several K."),
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the draws.")]
+
+
+def refusing(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn bad input into one message and exit code 2, an interruption into 130."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except LabError as error:
+            errors.print(f"noisin: {error}", style="red", markup=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+        except RuntimeError as error:  # torch has no class of its own for this one
+            if "allocate memory" not in str(error):
+                raise
+            errors.print(f"noisin: there must be memory for it; {error}", markup=False)
+            raise typer.Exit(2) from None
+        except (jobs.Interrupted, KeyboardInterrupt):
+            errors.print("noisin: stopped; the same command goes on from here", markup=False)
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+def outline(
+    chosen: Recipe, name: str, row: Row, corpus: Corpus | None = None
+) -> MusicModel | WordModel:
+    """Return the outline of a row's model; noise that cannot act is refused before any run."""
+    with of_row(chosen, name):
+        return tasks.outline(row.config, corpus)
+
+
+@contextmanager
+def of_row(chosen: Recipe, name: str) -> Iterator[None]:
+    """Name the row in what is refused."""
+    try:
+        yield
+    except LabError as error:
+        raise LabError(f"recipe {chosen.name}, row {name}: {error}") from None
+
+
+def say(text: str) -> None:
+    """Print a line."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def print_table(rows: dict[str, list[Record]]) -> None:
+    """Print the table of some rows, and what they are."""
+    lines = report.summary(rows)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("method", overflow="fold")  # numbers are never cut
+    for name in ("train", "valid", "test", "difference", "epochs", "s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for line in lines:
+        table.add_row(
+            escape(line.label),
+            *(str(line.scores[split] or "-") for split in ("train", "valid", "test")),
+            str(line.difference or "-"),
+            f"{line.epochs.mean:.0f}{'*' if line.limited else ''}" if line.epochs else "-",
+            f"{line.seconds.mean:.0f}" if line.seconds else "-",
+        )
+    console.print(table)
+    for line in lines:
+        compared = f", compared with {line.baseline}" if line.baseline else ""
+        say("; ".join(filter(None, (f"{line.label}: {line.noise}", line.settings))) + compared)
+    units = tasks.UNITS[next(iter(rows.values()))[0].metric]
+    say(
+        f"{units}; mean ± standard deviation over seeds; difference in test, seed by seed; "
+        "* some run reached the last epoch allowed"
+    )
