@@ -271,6 +271,21 @@ def test_an_answer_that_is_lost(made, monkeypatch, silent):
     assert [t.user_attrs["again"] for t in waiting] == [0]
 
 
+def test_what_was_queued_twice_is_done_once(made):
+    """As a database does whose answer is lost: it asks itself again."""
+    found = made(trials=3)
+    worker = Worker(found, corpus())
+    trial = worker.study.ask(distributions(found.search))
+    worker._lose(trial, "its worker gave no sign of life", again=True)
+    worker.study.enqueue_trial(trial.params, {"again": 0})
+    worker.run()
+    trials = trials_of(found)
+    assert len(finished(trials)) == 3
+    same = [t for t in trials if t.params == trial.params and t.number]
+    assert [is_lost(t) for t in same] == [False, True]
+    assert same[1].user_attrs["lost"] == "queued twice"
+
+
 def test_settings_that_were_drawn_in_part_are_kept(made):
     """A worker killed while it took a trial from the queue."""
     found = made(trials=1)

@@ -177,7 +177,11 @@ class Worker:
                 time.sleep(min(1.0, self.sweep.grace / 8))  # others are at the last ones
                 continue
             trial = patiently(lambda: self.study.ask(space), self.stopping)
-            if taken(self.trials()) > self.sweep.trials:  # another asked at the same moment
+            trials = self.trials()
+            if _is_double(trial, trials):
+                self._lose(trial, "queued twice", again=False)
+                continue
+            if taken(trials) > self.sweep.trials:  # another asked at the same moment
                 self._lose(trial, "one more than were asked for", again=AGAIN in trial.user_attrs)
                 time.sleep(random.uniform(0, 0.5))
                 continue
@@ -341,6 +345,17 @@ class Worker:
         finally:
             done.set()
             thread.join()
+
+
+def _is_double(trial: Trial, trials: list[FrozenTrial]) -> bool:
+    """Return whether an earlier trial has the settings of the same lost one.
+
+    A storage may queue a trial twice if the answer to the first attempt is lost on its way.
+    """
+    of = trial.user_attrs.get(AGAIN)
+    return of is not None and any(
+        t.number < trial.number and t.user_attrs.get(AGAIN) == of for t in trials
+    )
 
 
 def best_row(sweep: Sweep, trial: FrozenTrial) -> str:
