@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from lab_cases import corpus
 from noisin.lab import recipe, records
 from noisin.lab.sweep import Sweep, Worker
-from noisin.lab.trials import finished, is_lost
+from noisin.lab.trials import close, finished, is_lost
 from postgres import Server
 from processes import context
 from test_sweep import RECIPE
@@ -55,7 +55,9 @@ def survive(sweep, disturb=lambda done: None, seed=0):
     for worker in workers:
         worker.join(60)
         assert worker.exitcode == 0
-    return view.trials(), kills
+    trials = view.trials()
+    close(view.storage)
+    return trials, kills
 
 
 def check(sweep, trials, kills):

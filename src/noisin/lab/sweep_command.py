@@ -74,7 +74,7 @@ def sweep(
         *(sampler, prune, seed, grace),  # pyright: ignore[reportArgumentType]
     )
     try:
-        trial_store.open_storage(found.storage)
+        trial_store.close(trial_store.open_storage(found.storage))
     except LabError:
         raise
     except Exception as error:  # whatever a driver raises
@@ -84,6 +84,7 @@ def sweep(
     if workers.left(found, view.trials()):
         workers.do(found, processes=processes, data_dir=data_dir, console=console)
     done = view.trials()
+    trial_store.close(view.storage)
     _print_trials(done)
     best = sweeps.write_best(found, done)
     if best is None:

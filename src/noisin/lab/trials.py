@@ -82,6 +82,13 @@ def open_storage(storage: str) -> BaseStorage:
         raise LabError(f"--storage must be a database or a journal file; {error}") from None
 
 
+def close(storage: BaseStorage) -> None:
+    """Close the connections to a database."""
+    storage.remove_session()
+    if isinstance(storage, RDBStorage):
+        storage.engine.dispose()
+
+
 def distributions(search: Search) -> dict[str, BaseDistribution]:
     """Return the space for Optuna."""
     return {name: _distribution(one) for name, one in search.space.items()}
