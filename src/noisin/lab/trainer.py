@@ -26,8 +26,8 @@ from noisin.optim import NesterovRMSprop
 
 COUNTERS = ("epoch", "index", "total", "steps", "seconds", "since", "best_epoch")
 SAVE_EVERY = 10.0  # seconds between checkpoints, or more:
-TELL_EVERY = 5.0  # seconds between signs of progress within an epoch
 SAVE_SHARE = 20.0  # times as long as the last one took to write
+TELL_EVERY = 5.0  # seconds between signs of progress within an epoch
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def _work(sweep: Sweep, data_dir: Path | None, told: Queue[News], stop: Event) -
     except LabError as error:
         told.put(str(error))
         raise SystemExit(2) from None
-    except Exception as error:
+    except Exception as error:  # the main process has no other way to learn of it
         told.put(f"{type(error).__name__}: {error}")
         raise
 
