@@ -100,6 +100,13 @@ def assert_close_to_float64(actual, eager, ref64):
         assert error <= bound, f"error {error:.3g} above {bound:.3g}"
 
 
+def assert_close_curves(actual, expected):
+    """Losses over epochs that were added up in another order: 1e-5 relative."""
+    assert len(actual) == len(expected) > 0
+    for one, other in zip(actual, expected, strict=True):
+        assert abs(one - other) <= 1e-5 * abs(other), (one, other)
+
+
 def assert_mean(samples, expected, std, z=Z):
     """The mean over dim 0 of N samples is within z · std / √N of what is expected."""
     count = samples.shape[0]

@@ -18,7 +18,7 @@ import torch
 
 from lab_cases import config, corpus, rolls
 from noisin import parse
-from noisin.lab import LabError, checkpoint, recipe, records, sound, tokens
+from noisin.lab import LabError, checkpoint, numbering, recipe, records, sound, tokens
 from noisin.lab import rolls as music
 from noisin.lab.recipe import Row
 from noisin.lab.train import Job, run
@@ -135,8 +135,8 @@ class Readers:
         """``data`` is a damaged name; the file of that name is damaged likewise."""
         own = self.folder / "numbered"
         if not own.exists():
-            sources = tokens._split_lines(self._file("whole.txt", self.seeds["text"][0]))
-            tokens._number(sources, own, 1)
+            sources = numbering.split_lines(self._file("whole.txt", self.seeds["text"][0]))
+            numbering.number(sources, own, 1)
             self.whole = {path.name: path.read_bytes() for path in own.iterdir()}
         rng = random.Random(data)
         for name, whole in self.whole.items():

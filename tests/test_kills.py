@@ -6,6 +6,8 @@ NOISIN_KILLS sets how often; 200 take some minutes.
 import os
 import random
 import resource
+import shutil
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -51,6 +53,53 @@ def check_files(folder):
             checkpoint.load(path)
         if path.name == "record.json":
             records.read([path])
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Return a file system of its own, and what sets its size; skip where none can be mounted."""
+    path = tmp_path / "disk"
+    path.mkdir()
+
+    def sized(kib, *options):
+        mount = ["mount", "-t", "tmpfs", "-o", ",".join([*options, f"size={kib}k"]), "none", path]
+        return subprocess.run(mount, capture_output=True).returncode
+
+    if shutil.which("mount") is None or sized(64):
+        pytest.skip("no file system can be mounted here")
+    yield path, sized
+    subprocess.run(["umount", path], check=True)
+
+
+def test_a_full_disk_loses_nothing(small_disk):
+    """Runs on a disk that is full after so many KiB go on once there is room."""
+    disk, sized = small_disk
+    processes = context()
+
+    def end(folder):
+        process = processes.Process(target=be_run, args=(folder, None))
+        process.start()
+        process.join()
+        return process.exitcode
+
+    sized(10_000, "remount")
+    assert end(disk / "whole") == 0
+    (expected,) = records.read([disk / "whole"])
+    shutil.rmtree(disk / "whole")
+    assert not list(disk.iterdir())
+    codes = []
+    for kib in range(4, 56, 8):
+        sized(kib, "remount")
+        codes.append(end(disk / "run"))
+        check_files(disk)
+        sized(10_000, "remount")
+        assert end(disk / "run") == 0
+        (found,) = records.read([disk / "run"])
+        assert told(found) == told(expected)
+        assert not list(disk.rglob(f"*{ASIDE}"))
+        shutil.rmtree(disk / "run")
+    assert codes.count(FULL) >= 4, codes
+    assert set(codes) <= {0, FULL}
 
 
 @pytest.fixture

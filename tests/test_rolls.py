@@ -1,9 +1,12 @@
 """Corpora: what is read is what was written, and damage is refused."""
 
 import functools
+import hashlib
 import http.server
 import shutil
 import threading
+import typing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from scipy.io import savemat
 
 from lab_cases import benchmark_folder, corpus, midi_folder
 from lab_cases import rolls as random_rolls
-from noisin.lab import LabError, rolls
+from noisin.lab import LabError, rolls, store
 from noisin.lab.rolls import Note
 from noisin.lab.store import SPLITS
 
@@ -173,6 +176,59 @@ def test_fetch_refuses_what_is_no_set(tmp_path, served, content):
     with pytest.raises(LabError, match="no set of piano rolls"):
         rolls.fetch("jsb-chorales")
     assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file()] == []
+
+
+class Cutting(Silent):
+    """Breaks the connection after some bytes, and sends parts that are asked for."""
+
+    longest = 3 * store.BLOCK
+    asked: typing.ClassVar[list] = []
+    parts = True
+
+    def do_GET(self):
+        data = Path(self.translate_path(self.path)).read_bytes()
+        asked = self.headers.get("Range")
+        self.asked.append(asked)
+        begin = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.parts else 0
+        if begin >= len(data):
+            self.send_error(416)
+            return
+        self.send_response(206 if begin else 200)
+        self.send_header("Content-Length", str(len(data) - begin))
+        self.end_headers()
+        self.wfile.write(data[begin : begin + self.longest])
+
+
+@pytest.mark.parametrize("parts", [True, False])
+def test_fetch_goes_on_where_the_connection_broke(tmp_path, monkeypatch, parts):
+    """A server that knows no parts sends all of it again."""
+    data = np.random.default_rng(0).bytes(10 * store.BLOCK)
+    (tmp_path / "whole").write_bytes(data)
+    monkeypatch.setattr(Cutting, "asked", [])
+    monkeypatch.setattr(Cutting, "parts", parts)
+    handler = functools.partial(Cutting, directory=str(tmp_path))
+    target, sha = tmp_path / "cache" / "corpus", hashlib.sha256(data).hexdigest()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        given = (f"http://127.0.0.1:{server.server_port}/whole", target, sha, print, "Put it there")
+        for begun in (3, 6, 9) if parts else (3, 3):
+            with pytest.raises(LabError, match="could not be downloaded"):
+                store.download(*given)
+            assert target.with_name("corpus.begun").stat().st_size == begun * store.BLOCK
+            assert not target.exists()
+        monkeypatch.setattr(Cutting, "longest", len(data))
+        store.download(*given)
+        assert target.read_bytes() == data
+        places = (3, 6, 9) if parts else (3, 3)
+        assert Cutting.asked == [None, *(f"bytes={place * store.BLOCK}-" for place in places)]
+        # what was begun is longer than the file: it is of another one
+        target.rename(target.with_name("corpus.begun"))
+        with target.with_name("corpus.begun").open("ab") as file:
+            file.write(b"more")
+        store.download(*given)
+        server.shutdown()
+    assert target.read_bytes() == data
+    assert [path.name for path in target.parent.iterdir()] == ["corpus"]
 
 
 def test_fetch_without_a_network_says_what_to_do(monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +13,22 @@ import typer
 from rich.table import Table
 
 from noisin.explanation import explain as explain_model
-from noisin.lab import LabError, bench, data, evaluate, jobs, recipe, records, report, sound, tasks
+from noisin.lab import (
+    LabError,
+    bench,
+    data,
+    evaluate,
+    jobs,
+    recipe,
+    records,
+    report,
+    sound,
+    tasks,
+    together,
+)
 from noisin.lab.config import WordsConfig, corpus_key, propagates
-from noisin.lab.files import make_folder, write_aside
+from noisin.lab.files import cores, make_folder, write_aside
+from noisin.lab.ranks import FabricRanks, Layout, Ranks, check_cut, rank_before_launch
 from noisin.lab.recipe import Recipe
 from noisin.lab.records import Record
 from noisin.lab.report import Piece
@@ -61,12 +74,23 @@ def run(
     out: Folder = Path("runs"),
     processes: Annotated[
         int, typer.Option(min=1, help="Runs at a time, one thread each.")
-    ] = jobs.processes_by_default(),
+    ] = cores(),
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write curves to watch while training.")
     ] = False,
+    devices: Annotated[
+        int,
+        typer.Option(min=1, help="Processes a run here, which share its batches; runs in turn."),
+    ] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines a run.")] = 1,
+    strategy: Annotated[str, typer.Option(help="ddp: gradients are averaged.")] = "ddp",
+    precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "32-true",
+    accelerator: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
 ) -> None:
     """Train the rows of a recipe and report. What is done is not done again."""
+    layout = Layout(devices, nodes, strategy, precision, accelerator)
+    if layout.size > 1 and rank_before_launch():
+        console.quiet = True
     name = name or recipe.default(changes)
     chosen = recipe.load(name, changes, only)
     one_noise = any(change.startswith("noise=") for change in changes)
@@ -77,14 +101,24 @@ def run(
     for row, settings in chosen.rows.items():
         with of_row(chosen, row):
             tasks.check(settings.config, corpora[corpus_key(settings.config)])
+            check_cut(settings.config, layout)
     folder = out / "-".join(filter(None, (chosen.name, chosen.variant)))
     make_folder(folder)
     digests = {key: corpus.digest() for key, corpus in corpora.items()}
-    planned = jobs.plan(chosen, folder, digests, tensorboard)
+    ranks = Ranks() if layout.plain else FabricRanks(layout)
+    console.quiet = not ranks.first
+    planned = jobs.plan(chosen, folder, digests, tensorboard, ranks.decides)
     waiting = len(planned) - len(jobs.finished(planned))
     say(f"{chosen.title}: {len(planned)} runs, {waiting} to do")
-    done = jobs.do(planned, processes=processes, data_dir=data_dir, console=console)
-    _finish(jobs.finished(jobs.plan(whole.on(digests), folder, digests)), folder, data_dir)
+    if layout.plain:
+        jobs.do(planned, processes=processes, data_dir=data_dir, console=console)
+    else:
+        together.do(planned, corpora, ranks, console)
+    if not ranks.first:
+        return
+    every = jobs.plan(whole.on(digests), folder, digests, decides=ranks.decides)
+    _finish(jobs.finished(every), folder, data_dir)
+    done = jobs.finished(planned)
     diverged = [record for record in done if record.status == "diverged"]
     if diverged:
         raise LabError("\n".join(f"{r.row}, seed {r.seed} diverged: {r.reason}" for r in diverged))
@@ -323,4 +357,12 @@ def main() -> None:
     """Run the command; an end by SIGTERM is an interruption."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(app())
+    try:
+        app()
+    except SystemExit as end:
+        together.leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise
+    except BaseException:
+        traceback.print_exc()
+        together.leave(1)
+        raise SystemExit(1) from None

@@ -19,6 +19,8 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Precision = Literal["32-true", "bf16-mixed"]
+Accelerator = Literal["cpu", "cuda"]
 MATRICES = ("input", "recurrent", "output")
 
 VERSION = 2  # of what a run does: raised when the same settings give other numbers

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -55,6 +54,7 @@ def plan(
     folder: Path,
     corpora: dict[tuple[str, str, int], str],
     curves: bool = False,
+    decides: tuple[str, ...] = (),
 ) -> list[Job]:
     """Return the runs of a recipe, the seeds of all rows in turn.
 
@@ -63,6 +63,7 @@ def plan(
         folder: where the runs of the recipe are kept.
         corpora: sha256 of each corpus, by ``corpus_key``.
         curves: whether they write curves for TensorBoard.
+        decides: what else decides their numbers; see ``Ranks.decides``.
     """
     return [
         Job(
@@ -74,6 +75,7 @@ def plan(
             corpora[corpus_key(row.config)],
             folder,
             curves=curves,
+            decides=decides,
         )
         for seed in recipe.seeds
         for name, row in recipe.rows.items()
@@ -93,10 +95,8 @@ def finished(jobs: Sequence[Job]) -> list[Record]:
     return found
 
 
-def do(
-    jobs: Sequence[Job], *, processes: int, data_dir: Path | None, console: Console
-) -> list[Record]:
-    """Do the runs that are not done yet, and return the records of all.
+def do(jobs: Sequence[Job], *, processes: int, data_dir: Path | None, console: Console) -> None:
+    """Do the runs that are not done yet.
 
     Args:
         jobs: the runs.
@@ -111,7 +111,6 @@ def do(
     todo = [job for job in jobs if not (job.path / "record.json").exists()]
     if todo:
         _do(todo, min(processes, len(todo)), data_dir, console)
-    return finished(jobs)
 
 
 def _do(jobs: Sequence[Job], processes: int, data_dir: Path | None, console: Console) -> None:
@@ -264,9 +263,3 @@ def _left(progress: Progress) -> str:
         if minutes > 90
         else f", at most {minutes:.0f} min left"
     )
-
-
-def processes_by_default() -> int:
-    """Return one process for each core that this one may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

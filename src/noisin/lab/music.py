@@ -19,7 +19,7 @@ from noisin.inference import fold, sampling, unfold
 from noisin.lab.config import MusicConfig, propagates
 from noisin.lab.models import recurrent, share
 from noisin.lab.rolls import KEYS, Corpus, Roll
-from noisin.lab.task import Loss, Scores, Stopped, nested, never
+from noisin.lab.task import Loss, Scores, Stopped, columns, nested, never
 from noisin.likelihood import BernoulliHead
 from noisin.propagated import Propagation
 from noisin.propagation import Moments, each, exact
@@ -42,6 +42,10 @@ class Batch(NamedTuple):
     targets: Float[Tensor, "T B 88"]
     valid: Bool[Tensor, "T B"]
     first: Bool[Tensor, "T B"]
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the same on a device."""
+        return Batch(*(x.to(device) for x in self))
 
 
 class MusicModel(nn.Module):
@@ -181,6 +185,7 @@ class MusicTask:
     def __init__(self, config: MusicConfig, corpus: Corpus) -> None:
         self.config, self.corpus = config, corpus
         self.stopping: Callable[[], bool] = never
+        self.device = torch.device("cpu")
         self.model = MusicModel(config)
         self._chunks = [
             (roll, start)
@@ -202,7 +207,18 @@ class MusicTask:
             rolls, starts = zip(*chosen, strict=True)
             batch = batch_of(rolls, starts, self.config.chunk)
             front = self.config.padding == "front"
-            yield padded_in_front(batch, self.config.chunk) if front else batch
+            batch = padded_in_front(batch, self.config.chunk) if front else batch
+            yield batch.to(self.device)
+
+    def part(self, batch: Batch, rank: int, size: int) -> Batch:
+        """Return the stretches that the ``rank``-th of ``size`` processes takes.
+
+        Where there are fewer of them than processes, it is one of which no step counts.
+        """
+        own = columns(batch.valid.shape[1], rank, size)
+        if own.start < own.stop:
+            return Batch(*(x[:, own] for x in batch))
+        return Batch(*(x[:, :1] for x in batch))._replace(valid=batch.valid[:, :1] & False)
 
     def loss(self, batch: Batch) -> Loss:
         """Return the loss of a batch, a mean over steps."""
@@ -253,16 +269,17 @@ class MusicTask:
         models = [self.model.eval(), *(model.eval() for model in others)]
         totals = {k: np.zeros(2) for k in samples}
         steps = np.zeros(2)
-        for batch in whole_pieces(self.corpus.splits[split], batch_size):
+        for pieces in whole_pieces(self.corpus.splits[split], batch_size):
             if self.stopping():
                 raise Stopped
+            batch = pieces.to(self.device)
             counted = torch.stack([batch.valid, batch.valid & ~batch.first]).double()
-            steps += counted.sum((1, 2)).numpy()
+            steps += counted.sum((1, 2)).cpu().numpy()
             plain = torch.stack([m.log_likelihood(batch).double() for m in models], 1)
             drawn = torch.stack([_drawn(m, batch, max(samples)) for m in models], 1)
             for k in samples:
                 averaged = nested(drawn, k) if k else nested(plain, 1)
-                totals[k] -= (counted * averaged).sum((1, 2)).numpy()
+                totals[k] -= (counted * averaged).sum((1, 2)).cpu().numpy()
         per_step = {k: total / steps for k, total in totals.items()}
         return {k: {"unscored": float(u), "scored": float(s)} for k, (s, u) in per_step.items()}
 
@@ -270,7 +287,7 @@ class MusicTask:
 def _drawn(model: MusicModel, batch: Batch, draws: int) -> Float[Tensor, "K T B"]:
     """Return the log-likelihoods under K draws of the noise, a few hundred sequences at a time."""
     if not draws:
-        return torch.zeros(0, *batch.valid.shape)
+        return torch.zeros(0, *batch.valid.shape, device=batch.valid.device)
     at_once = max(1, AT_ONCE // batch.valid.numel())
     with sampling(model):
         parts = [

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import noisin
 from noisin.lab import LabError
-from noisin.lab.config import AnyConfig
+from noisin.lab.config import Accelerator, AnyConfig, Precision
 from noisin.lab.files import write_aside
 from noisin.lab.recipe import Published
 from noisin.lab.task import Scores
@@ -63,6 +63,9 @@ class Environment(BaseModel):
         commit: of the checkout that noisin ran from, None outside of one.
         dirty: whether that checkout was changed.
         libraries: versions of what else decides numbers and files.
+        processes: of a run, among which its batches were cut.
+        precision: of its products.
+        accelerator: what it ran on.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,6 +78,9 @@ class Environment(BaseModel):
     commit: str | None
     dirty: bool | None
     libraries: dict[str, str] = {}
+    processes: int = 1
+    precision: Precision = "32-true"
+    accelerator: Accelerator = "cpu"
 
 
 class Record(BaseModel):
@@ -156,8 +162,16 @@ class Record(BaseModel):
         return self.history[epoch - 1].valid[self.metric]
 
 
-def environment() -> Environment:
-    """Return the versions, the machine and the commit of this process."""
+def environment(
+    processes: int = 1, precision: Precision = "32-true", accelerator: Accelerator = "cpu"
+) -> Environment:
+    """Return the versions, the machine and the commit of this process.
+
+    Args:
+        processes: see ``Environment``.
+        precision: likewise.
+        accelerator: likewise.
+    """
     commit, dirty = _git()
     return Environment(
         noisin=noisin.__version__,
@@ -168,6 +182,9 @@ def environment() -> Environment:
         commit=commit,
         dirty=dirty,
         libraries={name: metadata.version(name) for name in LIBRARIES},
+        processes=processes,
+        precision=precision,
+        accelerator=accelerator,
     )
 
 

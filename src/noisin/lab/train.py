@@ -13,6 +13,7 @@ from noisin.explanation import explain
 from noisin.lab import LabError, checkpoint, records, tasks
 from noisin.lab.curves import Curves
 from noisin.lab.files import clear_aside, make_folder
+from noisin.lab.ranks import Ranks
 from noisin.lab.recipe import Row
 from noisin.lab.records import Record
 from noisin.lab.task import Corpus, Stopped, Task
@@ -35,6 +36,7 @@ class Job:
         folder: where the runs of the recipe stand.
         test: whether to score the test split at the end.
         curves: whether to write curves for TensorBoard while training.
+        decides: what else decides its numbers; see ``Ranks.decides``.
     """
 
     recipe: str
@@ -46,11 +48,12 @@ class Job:
     folder: Path
     test: bool = True
     curves: bool = False
+    decides: tuple[str, ...] = ()
 
     @property
     def hash(self) -> str:
         """Hash of settings, corpus and seed."""
-        return self.row.config.hash(self.corpus, self.seed)
+        return self.row.config.hash(self.corpus, self.seed, *self.decides)
 
     @property
     def path(self) -> Path:
@@ -68,14 +71,25 @@ def run(
     corpus: Corpus,
     tell: Callable[[Progress], None] = lambda _: None,
     stopping: Callable[[], bool] = lambda: False,
+    ranks: Ranks | None = None,
 ) -> Record:
     """Do a run, or return its record if it is done.
+
+    Args:
+        job: the run.
+        corpus: its corpus.
+        tell: told the progress.
+        stopping: asked whether to stop.
+        ranks: the processes that do it together; each calls this.
 
     Raises:
         Stopped: asked to stop; the next call goes on from the checkpoint.
         LabError: a damaged checkpoint, or a folder that cannot be written.
     """
     path = job.path / "record.json"
+    ranks = ranks or Ranks()
+    if not ranks.first:
+        return _run(job, corpus, path, tell, stopping, ranks)
     make_folder(job.path)
     lock = FileLock(job.path / ".lock")
     while True:  # another process may be at this run
@@ -88,7 +102,7 @@ def run(
         except OSError as error:
             raise LabError(f"{job.path} must be a folder that can be written; {error}") from None
         with held:
-            return _run(job, corpus, path, tell, stopping)
+            return _run(job, corpus, path, tell, stopping, ranks)
 
 
 def _run(
@@ -97,17 +111,24 @@ def _run(
     path: Path,
     tell: Callable[[Progress], None],
     stopping: Callable[[], bool],
+    ranks: Ranks,
 ) -> Record:
     """Do a run that no other process is at."""
-    clear_aside(job.path)
-    if path.exists():
-        return records.read([path])[0]
+
+    def found() -> Record | None:
+        clear_aside(job.path)
+        return records.read([path])[0] if path.exists() else None
+
+    done = ranks.from_first(found)
+    if done is not None:
+        return done
     config = job.row.config
     torch.manual_seed(job.seed)
     task = tasks.build(config, corpus)
     file = job.path / "checkpoint.safetensors"
-    trainer = Trainer(task, config, job.seed, file, job.run_title, tell, stopping)
-    curves = Curves(job.path / "curves", trainer.updates) if job.curves else None
+    trainer = Trainer(task, config, job.seed, file, job.run_title, tell, stopping, ranks)
+    drawn = job.curves and ranks.first
+    curves = Curves(job.path / "curves", trainer.updates) if drawn else None
     trainer.curves = curves
     reason = ""
     try:
@@ -117,10 +138,14 @@ def _run(
     finally:
         if curves is not None:
             curves.close()
-    record = _record(job, task, trainer, corpus, reason)
-    checkpoint.save(job.path / "model.safetensors", task.model.state_dict(), {"run": job.hash})
-    records.write(record, path)
-    return record
+
+    def finish() -> Record:
+        record = _record(job, task, trainer, corpus, reason)
+        checkpoint.save(job.path / "model.safetensors", task.model.state_dict(), {"run": job.hash})
+        records.write(record, path)
+        return record
+
+    return ranks.from_first(finish)
 
 
 def _record(
@@ -131,7 +156,7 @@ def _record(
     reason: str,
 ) -> Record:
     """Score the chosen weights and return the record."""
-    config, model = job.row.config, task.model
+    config, model, ranks = job.row.config, task.model, trainer.ranks
     model.load_state_dict(trainer.best_weights)
     scores, monte_carlo = {}, {}
     if not reason:
@@ -158,7 +183,7 @@ def _record(
         metric=task.metric,
         status="diverged" if reason else "finished",
         reason=reason,
-        environment=records.environment(),
+        environment=records.environment(ranks.size, ranks.precision, ranks.accelerator),
         paths=[str(line) for line in explain(model)],
         parameters=sum(p.numel() for p in model.parameters()),
         updates=trainer.updates,

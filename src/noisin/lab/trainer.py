@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.swa_utils import AveragedModel
@@ -20,6 +19,7 @@ from noisin.diagnostics import learned_spreads, recurrent_radii
 from noisin.lab import LabError, checkpoint
 from noisin.lab.config import Config, propagates
 from noisin.lab.curves import Curves
+from noisin.lab.ranks import Ranks
 from noisin.lab.records import Epoch
 from noisin.lab.task import Loss, Stopped, Task
 from noisin.optim import NesterovRMSprop
@@ -88,6 +88,7 @@ class Trainer:
         title: of the run, for progress.
         tell: told the progress after each epoch, and every few seconds within one.
         stopping: asked before each update whether to stop.
+        ranks: the processes that train together; all of them have a trainer.
     """
 
     def __init__(
@@ -99,13 +100,16 @@ class Trainer:
         title: str = "",
         tell: Callable[[Progress], None] = lambda _: None,
         stopping: Callable[[], bool] = lambda: False,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks or Ranks()
         self.task, self.seed, self.path, self.title = task, seed, path, title
         self.tell, self.stopping = tell, stopping
         self.curves: Curves | None = None  # drawn while training
         self.config, self.model = config, task.model
         self.moments = propagates(config.noise)
         task.stopping = stopping
+        self.loss = self.ranks.setup(task)
         self.optimizer = optimizer_of(config, task.model)
         self.average: AveragedModel | None = None
         self.epoch, self.index = 1, 0  # the next update: epoch, and place in it
@@ -118,7 +122,9 @@ class Trainer:
         self._took = 0.0  # seconds, to write a checkpoint
         self._norm = 0.0  # of the last gradient; 0 before the first
         self._told = self._clock
-        found = checkpoint.load_last(path)
+        self._stop = self._due = False  # agreed with the other processes
+        self.ranks.reseed(seed)
+        found = self.ranks.from_first(lambda: checkpoint.load_last(path))
         self._fresh = found is None
         if found is not None:
             self._restore(*found)
@@ -146,15 +152,16 @@ class Trainer:
         self._clock = self._saved = time.monotonic()
         if self._fresh:
             self.save()
+        self._agree()
         while self.epoch <= self.config.epochs and not self._patience_spent():
             self.model.train()
             for group in self.optimizer.param_groups:
                 group["lr"] = group["factor"] * self.config.lr_at(self.epoch)
             for batch in self.task.batches(self.seed, self.epoch, self.index):
-                if self.stopping():
+                if self._stop:
                     self.save()
                     raise Stopped
-                self._update(self.task.loss(batch))
+                self._update(self.loss(self.ranks.part(self.task, batch)))
                 self._save_in_time()
                 self._tell_in_time()
             try:
@@ -162,12 +169,21 @@ class Trainer:
             except Stopped:
                 self.save()
                 raise
+            self._agree()
             self._save_in_time()
         self.save()
 
+    def _agree(self, *values: float) -> Sequence[float]:
+        """Return sums over the processes, which agree on stopping and on writing a checkpoint."""
+        old = time.monotonic() - self._saved > max(SAVE_EVERY, SAVE_SHARE * self._took)
+        flags = (self.stopping(), old and self.ranks.first)
+        *sums, stop, due = self.ranks.sum((*values, *flags))
+        self._stop, self._due = stop > 0, due > 0
+        return sums
+
     def _save_in_time(self) -> None:
-        """Write the checkpoint if the last one is old enough."""
-        if time.monotonic() - self._saved > max(SAVE_EVERY, SAVE_SHARE * self._took):
+        """Write the checkpoint if it was agreed that the last one is old enough."""
+        if self._due:
             self.save()
 
     def _tell_in_time(self) -> None:
@@ -195,14 +211,14 @@ class Trainer:
         return len(self.history) - self.best_epoch >= self.config.patience
 
     def _update(self, loss: Loss) -> None:
-        total = loss.total.item()
+        total, steps, scale = self._agree(loss.total.item(), loss.steps, loss.scale)
         if not math.isfinite(total):
             raise Diverged(self._where(f"the loss is {total}"))
         self.optimizer.zero_grad()
-        seen = loss.total / loss.scale
+        seen = loss.total / (scale / self.ranks.size)  # gradients are averaged over processes
         for norm, strengths in self.config.penalized.items():
             seen = seen + getattr(penalties, norm)(self.model, **strengths)
-        seen.backward()
+        self.ranks.backward(seen)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip).item()
         if not math.isfinite(norm):
             raise Diverged(self._where(f"the norm of the gradient is {norm}, {self._culprits()}"))
@@ -210,7 +226,7 @@ class Trainer:
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        self.total, self.steps = self.total + total, self.steps + loss.steps
+        self.total, self.steps = self.total + total, self.steps + int(steps)
         self.index += 1
 
     def _where(self, what: str) -> str:
@@ -229,7 +245,7 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         with self._averaged():
-            valid = self.task.valid()
+            valid = self.ranks.from_first(self.task.valid)
             score = valid[self.task.metric]
             if not math.isfinite(score):
                 raise Diverged(
@@ -287,38 +303,51 @@ class Trainer:
         """Write the checkpoint."""
         self._tick()
         begun = time.monotonic()
+        own = {**checkpoint.prefixed("carried", self.task.carried()), **self.ranks.generators()}
+        every = self.ranks.gathered(own)
+        self.ranks.from_first(lambda: self._write(every))
+        self._saved = time.monotonic()
+        self._took = self._saved - begun
+
+    def _write(self, every: list[dict[str, Tensor]]) -> None:
+        """Write what all processes share, and what each has of its own."""
         tensors = {
             **checkpoint.prefixed("model", self.model.state_dict()),
             **checkpoint.prefixed("best", self.best_weights),
             **checkpoint.prefixed("optimizer", checkpoint.optimizer_tensors(self.optimizer)),
-            **checkpoint.prefixed("carried", self.task.carried()),
-            "generator": torch.get_rng_state(),
+            **every[0],
         }
+        for rank, own in enumerate(every[1:], 1):
+            tensors |= checkpoint.prefixed(f"rank{rank}", own)
         if self.average is not None:
             tensors |= checkpoint.prefixed("average", self.average.state_dict())
         state = {
-            "settings": self.config.hash(self.seed),
+            "settings": self._settings,
             "counters": {name: getattr(self, name) for name in COUNTERS},
             "history": [epoch.model_dump() for epoch in self.history],
             "norm": self._norm,
         }
         checkpoint.save(self.path, tensors, state, keep=True)
-        self._saved = time.monotonic()
-        self._took = self._saved - begun
+
+    @property
+    def _settings(self) -> str:
+        return self.config.hash(self.seed, *self.ranks.decides)
 
     def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Take up a checkpoint."""
         try:
-            if state["settings"] != self.config.hash(self.seed):
+            if state["settings"] != self._settings:
                 raise ValueError("it has other settings or another seed")
             self.model.load_state_dict(checkpoint.under("model", tensors))
             checkpoint.restore_optimizer(self.optimizer, checkpoint.under("optimizer", tensors))
-            self.task.carry(checkpoint.under("carried", tensors))
+            rank = self.ranks.rank
+            own = checkpoint.under(f"rank{rank}", tensors) if rank else tensors
+            self.task.carry(checkpoint.under("carried", own))
             average = checkpoint.under("average", tensors)
             if average:
                 self.average = AveragedModel(self.model)
                 self.average.load_state_dict(average)
-            torch.set_rng_state(tensors["generator"])
+            self.ranks.restore_generators(own)
             self.history = [Epoch.model_validate(epoch) for epoch in state["history"]]
             self._norm = state.get("norm", 0.0)
             for name in COUNTERS:

@@ -21,7 +21,7 @@ from noisin.inference import fold, predictive, sampling, unfold
 from noisin.lab import LabError
 from noisin.lab.config import WordsConfig
 from noisin.lab.models import recurrent, share
-from noisin.lab.task import Loss, Scores, Stopped, nested, never
+from noisin.lab.task import Loss, Scores, Stopped, columns, nested, never
 from noisin.lab.tokens import EOS, Words
 from noisin.likelihood import CategoricalHead
 from noisin.reference import State
@@ -128,6 +128,7 @@ class WordTask:
     def __init__(self, config: WordsConfig, corpus: Words) -> None:
         self.config, self.corpus = config, corpus
         self.stopping: Callable[[], bool] = never
+        self.device = torch.device("cpu")
         check(config, corpus)
         self.model = WordModel(config, len(corpus.vocabulary))
         self._start = corpus.vocabulary.index(EOS)
@@ -160,8 +161,13 @@ class WordTask:
         places = starts[None] + np.arange(-1, size)[:, None]
         ids = text[np.maximum(places, 0)].astype(np.int64)
         ids[places < 0] = self._start
-        both = torch.from_numpy(ids)
+        both = torch.from_numpy(ids).to(self.device)
         return Window(both[:-1], both[1:])
+
+    def part(self, batch: Window, rank: int, size: int) -> Window:
+        """Return the streams of a window that the ``rank``-th of ``size`` processes takes."""
+        own = columns(batch.targets.shape[1], rank, size)
+        return Window(batch.inputs[:, own], batch.targets[:, own])
 
     def loss(self, batch: Window) -> Loss:
         """Return the loss of a window, and carry the state on."""
@@ -185,7 +191,7 @@ class WordTask:
 
     def carry(self, tensors: dict[str, Tensor]) -> None:
         """Take up what ``carried`` gave."""
-        parts = tuple(tensors[str(index)] for index in range(len(tensors)))
+        parts = tuple(tensors[str(index)].to(self.device) for index in range(len(tensors)))
         self._state = None if not parts else parts if self.config.cell == "lstm" else parts[0]
 
     def in_metric(self, nll: float) -> Scores:
