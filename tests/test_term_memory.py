@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cases import make, seeded
 from conftest import assert_bit_equal
 from noisin import GRU, Linear
-from noisin.fused import cpu
+from noisin.fused import operator
 
 B, F, H, R = 2, 7, 7, 11  # as many columns in W_ih as in W_hh; nothing else is a multiple of R·C
 SHORT, LONG = 5, 50
@@ -43,8 +43,8 @@ def matrices(tensor, numel):
 
 
 INSIDE = {
-    torch.ops.noisin.recurrence.default: cpu._recurrence,
-    torch.ops.noisin.recurrence_backward.default: cpu._recurrence_backward,
+    torch.ops.noisin.recurrence.default: operator._recurrence,
+    torch.ops.noisin.recurrence_backward.default: operator._recurrence_backward,
 }
 
 

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from noisin import propagated, reference
 from noisin.draws import Draws, acting
-from noisin.fused import cpu
+from noisin.fused import operator as fused
 from noisin.noise import Term
 from noisin.product import Acting, Preactivation, perturb_held
 from noisin.propagated import Propagation
@@ -70,11 +70,11 @@ def path_of(
         return "moments", "mean and variance are propagated"
     if _is_transformed():
         return "reference", "a transform of torch.func or forward-mode differentiation is active"
-    refusal = cpu.refusal(stack, found, layer, dtype, device)
+    refusal = fused.refusal(stack, found, layer, dtype, device)
     why = _beyond_torch(stack, found, layer)
     if why:
         return ("reference", f"{why}; {refusal}") if refusal else ("cpu", why)
-    if found and not refusal and cpu.is_faster(stack.mode, dtype):
+    if found and not refusal and fused.is_faster(stack.mode, dtype, device):
         return "cpu", f"the fused recurrence is faster than torch's {stack.mode.partition('_')[0]}"
     return "torch", "no noise acts inside the recurrence"
 
@@ -194,7 +194,7 @@ def _checked(path: Path | None, stack: Stack, found: Places, layer: int, x: Tens
         raise ValueError(f'path="torch" needs torch\'s own kernel to serve the layer; {why}')
     if path == "cpu" and chosen == "reference":
         raise ValueError(f'path="cpu" needs the fused recurrence to serve the layer; {why}')
-    if path == "cpu" and (refusal := cpu.refusal(stack, found, layer, x.dtype, x.device)):
+    if path == "cpu" and (refusal := fused.refusal(stack, found, layer, x.dtype, x.device)):
         raise ValueError(f'path="cpu" needs the fused recurrence to serve the layer; {refusal}')
     return path or chosen
 
@@ -262,7 +262,7 @@ def _fused(
     within: Sequence[dict[str, list[Acting]]],
 ) -> tuple[Tensor, State]:
     """Run one layer by the fused recurrence."""
-    return _by_direction(cpu.unroll, stack, weights, x, state, within, lengths=lengths)
+    return _by_direction(fused.unroll, stack, weights, x, state, within, lengths=lengths)
 
 
 def _moments(
