@@ -20,7 +20,7 @@ from noisin.lab import LabError, checkpoint, records, train
 from noisin.lab.cli import app
 from noisin.lab.config import WordsConfig
 from noisin.lab.music import MusicTask
-from noisin.lab.ranks import FabricRanks, Layout, Ranks
+from noisin.lab.ranks import FabricRanks, Layout, Ranks, check_cut
 from noisin.lab.task import columns
 from noisin.lab.tokens import load
 from noisin.lab.words import WordTask
@@ -57,6 +57,10 @@ lr = 0.5
 [rows.noisy]
 noise = "hidden * Bernoulli(keep=0.8) & weight_hh + Gaussian(0.1) @ sequence"
 train_samples = 2
+
+[rows.unused]
+noise = "output * Gaussian(Learned(0.1)) @ moments"
+epochs = 1
 """
 
 
@@ -106,7 +110,7 @@ def ran(recipe, tmp_path_factory):
     """Return the records of the command on two processes."""
     folder = tmp_path_factory.mktemp("command")
     (said,) = finish(begin(recipe, folder))
-    assert said.count("2 runs, 2 to do") == 1, "only the first process talks"
+    assert said.count("3 runs, 3 to do") == 1, "only the first process talks"
     assert said.count("report: ") == 1
     assert "rank" not in said.lower()
     return by_row(folder)
@@ -134,6 +138,23 @@ def test_others_start_the_processes(launcher, recipe, ran, tmp_path):
         finish(*(begin(recipe, tmp_path, **SLURM, **one) for one in own))
     for row, record in by_row(tmp_path).items():
         assert told(record) == told(ran[row])
+
+
+@pytest.mark.parametrize("text", ["another text", "no text"])
+def test_processes_with_other_data_are_refused(text, recipe, tmp_path):
+    """Every process ends, and the one that differs says why."""
+    own = tmp_path / "text.txt"
+    if text == "another text":
+        own.write_text(Path(recipe[-1].removeprefix("data=")).read_text()[::-1])
+    others = ["--set", f"data={own}"]
+    first = begin(recipe, tmp_path / "out", **SLURM, SLURM_PROCID="0", SLURM_LOCALID="0")
+    second = begin([*recipe, *others], tmp_path, **SLURM, SLURM_PROCID="1", SLURM_LOCALID="1")
+    said = [process.communicate(timeout=120)[0] for process in (first, second)]
+    assert [first.returncode, second.returncode] == [2, 2], said
+    assert said[0] == ""
+    rule = "must be the same for all processes; rank 1" if own.exists() else "data must be one of"
+    assert rule in " ".join(said[1].split())
+    assert not (tmp_path / "out").exists()
 
 
 def children(process):
@@ -247,13 +268,26 @@ def test_products_in_bfloat16(tmp_path):
         (["--precision", "16-mixed"], "--precision must be one of 32-true, bf16-mixed"),
         (["--strategy", "fsdp"], "--strategy must be one of ddp"),
         (["--accelerator", "tpu"], "--accelerator must be one of cpu, cuda, auto"),
-        (["--devices", "6"], "batch_size must be at least the 6 processes that share a batch"),
     ],
 )
 def test_refused(arguments, said, recipe, tmp_path):
     result = CliRunner().invoke(app, [*recipe, "--out", str(tmp_path), *arguments])
     assert result.exit_code == 2
     assert said in " ".join(result.output.split())
+
+
+def test_a_batch_is_not_cut_into_more_than_its_sequences():
+    check_cut(config(batch_size=3), 3)
+    with pytest.raises(LabError, match="at least the 4 processes that share a batch, got 3"):
+        check_cut(config(batch_size=3), 4)
+
+
+def test_torchrun_is_taken_at_its_word(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    Layout(devices=2, nodes=2).check_started()
+    with pytest.raises(LabError, match="the 4 processes that torchrun started, got 2 times 1"):
+        Layout(devices=2).check_started()
 
 
 def test_missing_accelerator_is_refused():

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -110,17 +110,19 @@ def loop(cell: nn.LSTMCell, x: Tensor, keep: float = 0.5) -> Tensor:
     return torch.stack(outputs)
 
 
-def passes(work: Work, noises: Mapping[str, str]) -> dict[str, Callable[[], object]]:
+def passes(work: Work, noises: Mapping[str, str], **place: Any) -> dict[str, Callable[[], object]]:
     """Return the passes to compare, by name: torch's, ours with each noise, and the loop.
 
     Args:
         work: sizes.
         noises: names and noise of our layers.
+        place: ``device`` and ``dtype``, torch's defaults without them.
     """
-    x = torch.randn(work.time, work.batch, work.size, requires_grad=True)
-    layers: dict[str, nn.Module] = {PLAIN: getattr(nn, work.kind)(work.size, work.size)}
+    x = torch.randn(work.time, work.batch, work.size, requires_grad=True, **place)
+    sizes = work.size, work.size
+    layers: dict[str, nn.Module] = {PLAIN: getattr(nn, work.kind)(*sizes, **place)}
     for name, noise in noises.items():
-        layers[name] = getattr(noisin, work.kind)(work.size, work.size, noise=noise)
+        layers[name] = getattr(noisin, work.kind)(*sizes, noise=noise, **place)
 
     def one(module: nn.Module, run: Callable[[Tensor], Tensor]) -> None:
         x.grad = None
@@ -132,7 +134,7 @@ def passes(work: Work, noises: Mapping[str, str]) -> dict[str, Callable[[], obje
         for name, layer in layers.items()
     }
     if work.kind == "LSTM":
-        cell = nn.LSTMCell(work.size, work.size)
+        cell = nn.LSTMCell(*sizes, **place)
         found[LOOP] = lambda: one(cell, lambda x: loop(cell, x))
     return found
 
@@ -239,7 +241,7 @@ class LanguageModel(nn.Module):
 
 
 def language_model_steps(
-    vocabulary: int = 10_000, size: int = 650, batch: int = 20, steps: int = 35
+    vocabulary: int = 10_000, size: int = 650, batch: int = 20, steps: int = 35, device: str = "cpu"
 ) -> dict[str, Callable[[], object]]:
     """Return one training step of the medium language model: torch's, and ours with noise.
 
@@ -250,15 +252,16 @@ def language_model_steps(
         size: H, units of each of two layers.
         batch: B, sequences.
         steps: T, words of each.
+        device: where they run.
     """
-    words = torch.randint(vocabulary, (2, steps, batch))
+    words = torch.randint(vocabulary, (2, steps, batch), device=device)
     models = {
         PLAIN: LanguageModel(nn.LSTM(size, size, 2), nn.Linear(size, vocabulary), vocabulary),
         NOISY: LanguageModel(
             noisin.LSTM(size, size, 2, noise=NOISE), CategoricalHead(size, vocabulary), vocabulary
         ),
     }
-    return {name: _stepping(model, *words) for name, model in models.items()}
+    return {name: _stepping(model.to(device), *words) for name, model in models.items()}
 
 
 def _stepping(model: LanguageModel, x: Tensor, y: Tensor) -> Callable[[], object]:

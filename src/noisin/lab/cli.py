@@ -18,27 +18,21 @@ from noisin.lab import (
     bench,
     data,
     evaluate,
-    jobs,
     recipe,
     records,
     report,
-    sound,
     tasks,
     together,
 )
-from noisin.lab.config import WordsConfig, corpus_key, propagates
-from noisin.lab.files import cores, make_folder, write_aside
-from noisin.lab.ranks import FabricRanks, Layout, Ranks, check_cut, rank_before_launch
-from noisin.lab.recipe import Recipe
-from noisin.lab.records import Record
-from noisin.lab.report import Piece
+from noisin.lab.config import WordsConfig, propagates
+from noisin.lab.files import write_aside
+from noisin.lab.run_command import run
+from noisin.lab.samples import LENGTHS, draw_sample
 from noisin.lab.store import SPLITS
 from noisin.lab.sweep_command import sweep
-from noisin.lab.task import Corpus
 from noisin.lab.terminal import (
     Changes,
     DataDir,
-    Folder,
     Only,
     RecipeName,
     RunPaths,
@@ -46,7 +40,6 @@ from noisin.lab.terminal import (
     Seed,
     console,
     errors,
-    of_row,
     outline,
     print_table,
     refusing,
@@ -61,123 +54,10 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="List, fetch and verify corpora.")
 app.add_typer(data_app, name="data")
-LENGTHS = {"music": 48, "words": 150}  # of samples: quarter notes, tokens
 
 
-@app.command()
-@refusing
-def run(
-    name: RecipeName = "",
-    only: Only = [],
-    changes: Changes = [],
-    data_dir: DataDir = None,
-    out: Folder = Path("runs"),
-    processes: Annotated[
-        int, typer.Option(min=1, help="Runs at a time, one thread each.")
-    ] = cores(),
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write curves to watch while training.")
-    ] = False,
-    devices: Annotated[
-        int,
-        typer.Option(min=1, help="Processes a run here, which share its batches; runs in turn."),
-    ] = 1,
-    nodes: Annotated[int, typer.Option(min=1, help="Machines a run.")] = 1,
-    strategy: Annotated[str, typer.Option(help="ddp: gradients are averaged.")] = "ddp",
-    precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "32-true",
-    accelerator: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
-) -> None:
-    """Train the rows of a recipe and report. What is done is not done again."""
-    layout = Layout(devices, nodes, strategy, precision, accelerator)
-    if layout.size > 1 and rank_before_launch():
-        console.quiet = True
-    name = name or recipe.default(changes)
-    chosen = recipe.load(name, changes, only)
-    one_noise = any(change.startswith("noise=") for change in changes)
-    whole = chosen if one_noise else recipe.load(name, changes)
-    for row, settings in chosen.rows.items():
-        outline(chosen, row, settings)
-    corpora = _corpora(chosen, data_dir)
-    for row, settings in chosen.rows.items():
-        with of_row(chosen, row):
-            tasks.check(settings.config, corpora[corpus_key(settings.config)])
-            check_cut(settings.config, layout)
-    folder = out / "-".join(filter(None, (chosen.name, chosen.variant)))
-    make_folder(folder)
-    digests = {key: corpus.digest() for key, corpus in corpora.items()}
-    ranks = Ranks() if layout.plain else FabricRanks(layout)
-    console.quiet = not ranks.first
-    planned = jobs.plan(chosen, folder, digests, tensorboard, ranks.decides)
-    waiting = len(planned) - len(jobs.finished(planned))
-    say(f"{chosen.title}: {len(planned)} runs, {waiting} to do")
-    if layout.plain:
-        jobs.do(planned, processes=processes, data_dir=data_dir, console=console)
-    else:
-        together.do(planned, corpora, ranks, console)
-    if not ranks.first:
-        return
-    every = jobs.plan(whole.on(digests), folder, digests, decides=ranks.decides)
-    _finish(jobs.finished(every), folder, data_dir)
-    done = jobs.finished(planned)
-    diverged = [record for record in done if record.status == "diverged"]
-    if diverged:
-        raise LabError("\n".join(f"{r.row}, seed {r.seed} diverged: {r.reason}" for r in diverged))
-
-
+app.command()(run)
 app.command()(sweep)
-
-
-def _corpora(chosen: Recipe, data_dir: Path | None) -> dict[tuple[str, str, int], Corpus]:
-    """Load every corpus of a recipe, and say which files could not be read."""
-    found = {}
-    for row in chosen.rows.values():
-        key = corpus_key(row.config)
-        if key not in found:
-            found[key] = tasks.load(row.config, data_dir, say)
-            for skipped in found[key].skipped:
-                errors.print(f"skipped {skipped}", style="yellow", markup=False, soft_wrap=True)
-    return found
-
-
-def _finish(done: list[Record], folder: Path, data_dir: Path | None) -> None:
-    """Print the table, write samples and the report."""
-    rows = report.by_row(done)
-    print_table(rows)
-    pieces = []
-    for name in report.worth_hearing(rows):
-        best = min((r for r in rows[name] if r.status == "finished"), key=lambda r: r.best)
-        run = evaluate.load(folder / f"{best.row}-{best.seed}-{best.hash}", data_dir)
-        stem = folder / "samples" / name
-        pieces.append(_sample(run, f"{best.label}, seed {best.seed}", stem, LENGTHS, seed=1))
-    report.write(done, folder / "report.html", pieces=pieces)
-    say(f"report: {folder / 'report.html'}")
-    if pieces:
-        say(f"samples: {folder / 'samples'}")
-
-
-def _sample(
-    run: evaluate.Run,
-    title: str,
-    stem: Path,
-    lengths: dict[str, int],
-    seed: int,
-    temperature: float = 1.0,
-    prompt: str = "",
-) -> Piece:
-    """Draw a sample, write it as MIDI and WAV or as text, and return it."""
-    if run.record.config.task == "words":
-        words = prompt.split()
-        text = evaluate.sample_text(run, lengths["words"], seed, temperature, words)
-        with write_aside(stem.with_name(stem.name + ".txt")) as file:
-            file.write(text.encode() + b"\n")
-        return Piece(title, text=text)
-    if prompt:
-        raise LabError("--prompt is for words; this run is of music")
-    roll = evaluate.sample_roll(run, lengths["music"], seed, temperature)
-    sound.write_midi(roll, stem.with_name(stem.name + ".mid"))
-    with write_aside(stem.with_name(stem.name + ".wav")) as file:
-        file.write(sound.wav(roll))
-    return Piece(title, roll)
 
 
 @app.command(name="evaluate")
@@ -248,7 +128,7 @@ def sample(
     if not stem.name:
         raise LabError("--out must be the name of a file, got nothing")
     lengths = LENGTHS if length is None else dict.fromkeys(LENGTHS, length)
-    piece = _sample(run, "", stem, lengths, seed, temperature, prompt)
+    piece = draw_sample(run, "", stem, lengths, seed, temperature, prompt)
     if piece.text:
         console.print(piece.text, markup=False, soft_wrap=True)
     made = sorted(p for p in stem.parent.iterdir() if p.name.startswith(f"{stem.name}."))

@@ -19,7 +19,15 @@ from noisin.inference import fold, sampling, unfold
 from noisin.lab.config import MusicConfig, propagates
 from noisin.lab.models import recurrent, share
 from noisin.lab.rolls import KEYS, Corpus, Roll
-from noisin.lab.task import Loss, Scores, Stopped, columns, nested, never
+from noisin.lab.task import (
+    Loss,
+    Scores,
+    Stopped,
+    at_least_float32,
+    columns,
+    nested,
+    never,
+)
 from noisin.likelihood import BernoulliHead
 from noisin.propagated import Propagation
 from noisin.propagation import Moments, each, exact
@@ -108,6 +116,7 @@ class MusicModel(nn.Module):
         else:
             folded = self(fold(batch.inputs, samples))
             logits = each(lambda one: unfold(one, samples), folded)
+        logits = each(at_least_float32, logits)
         return self.head.log_likelihood(logits, batch.targets.expand_as(exact(logits).mean))
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -201,7 +201,19 @@ def _each(function: Callable[..., Any], given: Sequence[tuple[Any, ...]]) -> Ite
 
     with parallel_config("loky", n_jobs=min(cores(), len(given)), idle_worker_timeout=IDLE):
         workers = Parallel(return_as="generator", pre_dispatch="2*n_jobs")
-    return iter(workers(delayed(function)(*one) for one in given))
+    return _unless_killed(workers(delayed(function)(*one) for one in given))
+
+
+def _unless_killed(results: Iterable[Any]) -> Iterator[Any]:
+    """Yield results, and say in words that a worker was killed."""
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    try:
+        yield from results
+    except TerminatedWorkerError:
+        raise LabError(
+            "a process that numbers words was killed, perhaps for want of memory"
+        ) from None
 
 
 def _count(piece: Source, with_words: bool) -> _Count:

@@ -16,14 +16,15 @@ from typing import Any, TypeVar, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from noisin.lab import LabError
 from noisin.lab.config import Accelerator, AnyConfig, Precision
 from noisin.lab.task import Loss, Stopped, Task
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=6)  # that ranks wait for the first one, which scores alone
+MEETING = timedelta(minutes=10)  # that ranks wait for each other to begin, and in each update
+PATIENCE = timedelta(hours=6)  # that they wait for the first one, which scores alone
 
 
 class Elsewhere(LabError):
@@ -62,6 +63,19 @@ class Layout:
                     f"--{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}"
                 )
 
+    def check_started(self) -> None:
+        """Refuse another number of processes than torchrun has started.
+
+        Raises:
+            LabError: another number.
+        """
+        started = os.environ.get("WORLD_SIZE", "") if "TORCHELASTIC_RUN_ID" in os.environ else ""
+        if started.isdigit() and int(started) != self.size:
+            raise LabError(
+                f"--devices times --nodes must be the {started} processes that torchrun started, "
+                f"got {self.devices} times {self.nodes}"
+            )
+
     @property
     def plain(self) -> bool:
         """Whether each run is one process, on the CPU, in float32."""
@@ -73,15 +87,15 @@ class Layout:
         return self.devices * self.nodes
 
 
-def check_cut(config: AnyConfig, layout: Layout) -> None:
+def check_cut(config: AnyConfig, processes: int) -> None:
     """Refuse batches that cannot be cut.
 
     Raises:
         LabError: fewer sequences in a batch than processes.
     """
-    if config.batch_size < layout.size:
+    if config.batch_size < processes:
         raise LabError(
-            f"batch_size must be at least the {layout.size} processes that share a batch, "
+            f"batch_size must be at least the {processes} processes that share a batch, "
             f"got {config.batch_size}"
         )
 
@@ -130,6 +144,35 @@ class Ranks:
         """
         return function()
 
+    def on_all(self, function: Callable[[], T]) -> T:
+        """Return what a function gives in this rank, or refuse its work where any rank does.
+
+        Raises:
+            LabError: on the first rank that refused.
+            Elsewhere: on all others.
+        """
+        return function()
+
+    def check_same(self, own: object, what: str) -> None:
+        """Refuse to go on where a rank has something else than the first one.
+
+        Args:
+            own: what this rank has.
+            what: it is, in words.
+
+        Raises:
+            LabError: on the first rank that has something else.
+        """
+        first = self.from_first(lambda: own)
+
+        def compare() -> None:
+            if own != first:
+                raise LabError(
+                    f"{what} must be the same for all processes; rank {self.rank} has others"
+                )
+
+        self.on_all(compare)
+
     def gathered(self, own: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """Return what each rank has, in the first; nothing in the others."""
         return [own]
@@ -160,9 +203,14 @@ class _Objective(nn.Module):
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.model, self._loss = task.model, task.loss
+        named = self.model.named_parameters()
+        self._spreads = [p for name, p in named if name.rpartition(".")[2].startswith("rho_")]
 
     def forward(self, batch: Any) -> Loss:
-        return self._loss(batch)
+        loss = self._loss(batch)
+        # a spread that no output depends on has a gradient all the same, which is averaged
+        none = sum(0 * spread.sum() for spread in self._spreads)
+        return loss._replace(total=loss.total + none)
 
 
 class FabricRanks(Ranks):
@@ -193,13 +241,17 @@ class FabricRanks(Ranks):
                 devices=layout.devices,
                 num_nodes=layout.nodes,
                 precision=layout.precision,  # pyright: ignore[reportArgumentType]
-                strategy=DDPStrategy(timeout=PATIENCE) if several else "auto",
+                strategy=DDPStrategy(timeout=MEETING) if several else "auto",
             )
             self.fabric.launch()
         except (ValueError, RuntimeError) as error:
             raise LabError(f"these processes cannot run together; {error}") from None
         torch.set_num_threads(threads)
         self.rank, self.size = self.fabric.global_rank, self.fabric.world_size
+        # what is agreed upon goes through the CPU, whatever averages gradients
+        self._group: Any = (
+            distributed.new_group(backend="gloo", timeout=PATIENCE) if several else None
+        )
         self.precision = "bf16-mixed" if layout.precision == "bf16-mixed" else "32-true"
         self.accelerator = "cuda" if self.fabric.device.type == "cuda" else "cpu"
 
@@ -220,24 +272,44 @@ class FabricRanks(Ranks):
         """Return sums over the ranks."""
         if self.size == 1:
             return values
-        own = torch.tensor(values, dtype=torch.float64, device=self.fabric.device)
-        total = self.fabric.all_reduce(own, reduce_op="sum")
-        assert isinstance(total, Tensor)
+        total = torch.tensor(values, dtype=torch.float64)
+        distributed.all_reduce(total, group=self._group)
         return total.tolist()
 
     def from_first(self, function: Callable[[], T]) -> T:
         """Return what a function gives in the first rank, where alone it is called."""
+        if self.size == 1:
+            return function()
         result, refused = None, None
         if self.first:
             try:
                 result = function()
             except (LabError, Stopped) as error:
                 refused = error
-        result, said = self.fabric.broadcast((result, refused and (type(refused), str(refused))))
+        told: list[Any] = [(result, refused is not None, isinstance(refused, Stopped))]
+        distributed.broadcast_object_list(told, group=self._group)
+        result, failed, stopped = told[0]
         if refused is not None:
             raise refused
-        if said is not None:
-            raise Stopped if said[0] is Stopped else Elsewhere(said[1])
+        if failed:
+            raise Stopped if stopped else Elsewhere
+        return result  # pyright: ignore[reportReturnType]
+
+    def on_all(self, function: Callable[[], T]) -> T:
+        """Return what a function gives in this rank, or refuse its work where any rank does."""
+        if self.size == 1:
+            return function()
+        result, refused = None, None
+        try:
+            result = function()
+        except LabError as error:
+            refused = error
+        every: list[bool] = [False] * self.size
+        distributed.all_gather_object(every, refused is not None, group=self._group)
+        if refused is not None and not any(every[: self.rank]):
+            raise refused
+        if any(every):
+            raise Elsewhere
         return result  # pyright: ignore[reportReturnType]
 
     def gathered(self, own: dict[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -245,13 +317,6 @@ class FabricRanks(Ranks):
         if self.size == 1:
             return [own]
         every: list[Any] | None = [None] * self.size if self.first else None
-        torch.distributed.gather_object(own, every)
+        own = {name: tensor.cpu() for name, tensor in own.items()}
+        distributed.gather_object(own, every, group=self._group)
         return every or []
-
-
-def rank_before_launch() -> int:
-    """Return which rank this process will be, as those who start processes tell it."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0

@@ -22,6 +22,7 @@ from noisin.lab.recipe import Published
 from noisin.lab.task import Scores
 
 SCHEMA = 1
+PLAIN = ("32-true", "cpu")  # what is not worth telling of a run
 LIBRARIES = ("numpy", "pydantic", "safetensors")
 
 
@@ -81,6 +82,13 @@ class Environment(BaseModel):
     processes: int = 1
     precision: Precision = "32-true"
     accelerator: Accelerator = "cpu"
+
+    @property
+    def layout(self) -> str:
+        """What of it decides the numbers of a run, in words: nothing for a plain one."""
+        several = [f"{self.processes} processes"] if self.processes > 1 else []
+        others = [one for one in (self.precision, self.accelerator) if one not in PLAIN]
+        return ", ".join(several + others)
 
 
 class Record(BaseModel):

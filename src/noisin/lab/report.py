@@ -104,14 +104,23 @@ def by_row(records: Sequence[Record]) -> dict[str, list[Record]]:
     """
     rows: dict[tuple[str, str], list[Record]] = {}
     for record in sorted(records, key=lambda r: r.seed):
-        rows.setdefault((record.row, record.config.model_dump_json()), []).append(record)
+        settings = record.config.model_dump_json() + record.environment.layout
+        rows.setdefault((record.row, settings), []).append(record)
     variants = {row: [r for (name, _), r in rows.items() if name == row] for row, _ in rows}
     named = {}
     for (row, _), runs in rows.items():
         several = variants[row]
         told = differing([other[0].config for other in several])
-        extra = ", ".join(f"{key}={getattr(runs[0].config, key)}" for key in told)
-        named[f"{row} ({extra})" if len(several) > 1 else row] = runs
+        extra = ", ".join(
+            filter(
+                None,
+                [
+                    *(f"{key}={getattr(runs[0].config, key)}" for key in told),
+                    runs[0].environment.layout,
+                ],
+            )
+        )
+        named[f"{row} ({extra})" if extra and len(several) > 1 else row] = runs
     return named
 
 

@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import platformdirs
+from filelock import FileLock
 
 from noisin.lab import LabError
+from noisin.lab.files import make_folder
 
 SPLITS = ("train", "valid", "test")
 BEGUN = ".begun"  # ending of a file that is not yet downloaded to its end
 BLOCK = 2**13  # bytes; what is lost of a part when the connection breaks is less
 TIMEOUT = 30.0  # seconds that a server may be silent
-PARTIAL, BEYOND = 206, 416  # status codes of HTTP
+WHOLE, BEYOND = 200, 416  # status codes of HTTP
 
 
 def cache_dir() -> Path:
@@ -37,14 +39,21 @@ def find(files: Iterable[str], data_dir: Path | None = None) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
+def locked(name: str) -> FileLock:
+    """Return what one process at a time may hold, of those that share the user's cache."""
+    make_folder(cache_dir() / "locks")
+    return FileLock(cache_dir() / "locks" / f"{name}.lock")
+
+
 def _resume(url: str, part: Path, path: Path) -> None:
     """Download what is missing behind what an earlier call has left, and put it in its place."""
     import requests
 
     begun = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={begun}-"} if begun else {}
+    headers = {"Accept-Encoding": "identity"}  # places are counted in the file itself
+    headers |= {"Range": f"bytes={begun}-"} if begun else {}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-        if begun and answer.status_code != PARTIAL:  # the server knows no parts, or has others
+        if begun and answer.status_code in (WHOLE, BEYOND):  # no parts, or those of another file
             part.unlink()
             if answer.status_code == BEYOND:
                 return _resume(url, part, path)
@@ -84,7 +93,8 @@ def download(
         def go_on(url: str, output_file: str, *_: object) -> None:
             _resume(url, part, Path(output_file))
 
-        pooch.retrieve(url, known, path.name, path.parent, downloader=go_on)  # pyright: ignore[reportArgumentType]
+        with locked(path.name):
+            pooch.retrieve(url, known, path.name, path.parent, downloader=go_on)  # pyright: ignore[reportArgumentType]
     except Exception as error:  # pooch raises whatever its transport does
         reason = str(error).splitlines()[0] if isinstance(error, ValueError) else ""
         raise LabError(

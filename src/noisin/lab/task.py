@@ -121,6 +121,11 @@ class Task(Protocol):
         ...
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return the same, made precise enough to be summed up."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def columns(count: int, rank: int, size: int) -> slice:
     """Return which of ``count`` sequences the ``rank``-th of ``size`` processes takes."""
     return slice(rank * count // size, (rank + 1) * count // size)

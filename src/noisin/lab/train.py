@@ -87,22 +87,26 @@ def run(
         LabError: a damaged checkpoint, or a folder that cannot be written.
     """
     path = job.path / "record.json"
-    ranks = ranks or Ranks()
-    if not ranks.first:
+    ranks, lock = ranks or Ranks(), FileLock(job.path / ".lock")
+    try:
+        ranks.from_first(lambda: _take(job.path, lock, stopping))
         return _run(job, corpus, path, tell, stopping, ranks)
-    make_folder(job.path)
-    lock = FileLock(job.path / ".lock")
-    while True:  # another process may be at this run
+    finally:
+        lock.release()
+
+
+def _take(folder: Path, lock: FileLock, stopping: Callable[[], bool]) -> None:
+    """Wait until no other command is at a run."""
+    make_folder(folder)
+    while True:
         try:
-            held = lock.acquire(timeout=1)
+            lock.acquire(timeout=1)
+            return
         except Timeout:
             if stopping():
                 raise Stopped from None
-            continue
         except OSError as error:
-            raise LabError(f"{job.path} must be a folder that can be written; {error}") from None
-        with held:
-            return _run(job, corpus, path, tell, stopping, ranks)
+            raise LabError(f"{folder} must be a folder that can be written; {error}") from None
 
 
 def _run(

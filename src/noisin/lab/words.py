@@ -21,7 +21,15 @@ from noisin.inference import fold, predictive, sampling, unfold
 from noisin.lab import LabError
 from noisin.lab.config import WordsConfig
 from noisin.lab.models import recurrent, share
-from noisin.lab.task import Loss, Scores, Stopped, columns, nested, never
+from noisin.lab.task import (
+    Loss,
+    Scores,
+    Stopped,
+    at_least_float32,
+    columns,
+    nested,
+    never,
+)
 from noisin.lab.tokens import EOS, Words
 from noisin.likelihood import CategoricalHead
 from noisin.reference import State
@@ -176,7 +184,7 @@ class WordTask:
         self._state = (
             tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
         )
-        logits = unfold(logits, samples)
+        logits = at_least_float32(unfold(logits, samples))
         likelihood = self.model.head.log_likelihood(logits, batch.targets.expand(logits.shape[:-1]))
         count = batch.targets.numel()
         scale = batch.targets.shape[1] if self.config.loss == "window" else count

@@ -1,0 +1,160 @@
+"""``noisin run``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from noisin.lab import LabError, evaluate, jobs, recipe, report, tasks, together
+from noisin.lab.config import corpus_key
+from noisin.lab.files import cores, make_folder
+from noisin.lab.ranks import FabricRanks, Layout, Ranks, check_cut
+from noisin.lab.recipe import Recipe
+from noisin.lab.records import Record
+from noisin.lab.samples import LENGTHS, draw_sample
+from noisin.lab.task import Corpus
+from noisin.lab.terminal import (
+    Changes,
+    DataDir,
+    Folder,
+    Only,
+    RecipeName,
+    console,
+    errors,
+    of_row,
+    outline,
+    print_table,
+    refusing,
+    say,
+)
+from noisin.lab.train import Job
+
+
+@refusing
+def run(
+    name: RecipeName = "",
+    only: Only = [],
+    changes: Changes = [],
+    data_dir: DataDir = None,
+    out: Folder = Path("runs"),
+    processes: Annotated[
+        int, typer.Option(min=1, help="Runs at a time, one thread each.")
+    ] = cores(),
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write curves to watch while training.")
+    ] = False,
+    devices: Annotated[
+        int,
+        typer.Option(min=1, help="Processes a run here, which share its batches; runs in turn."),
+    ] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines a run.")] = 1,
+    strategy: Annotated[str, typer.Option(help="ddp: gradients are averaged.")] = "ddp",
+    precision: Annotated[
+        str, typer.Option(help="32-true or bf16-mixed; runs in turn.")
+    ] = "32-true",
+    accelerator: Annotated[str, typer.Option(help="cpu, cuda or auto; runs in turn.")] = "cpu",
+) -> None:
+    """Train the rows of a recipe and report. What is done is not done again."""
+    layout = Layout(devices, nodes, strategy, precision, accelerator)
+    layout.check_started()
+    ranks = Ranks() if layout.plain else FabricRanks(layout)
+    console.quiet = not ranks.first
+    found = ranks.on_all(lambda: _planned(name, only, changes, data_dir, out, tensorboard, ranks))
+    hashes = [job.hash for job in found.jobs]
+    ranks.check_same(hashes, "recipe, data and settings")
+    ranks.from_first(lambda: make_folder(found.folder))
+    waiting = ranks.from_first(lambda: len(found.jobs) - len(jobs.finished(found.jobs)))
+    say(f"{found.recipe.title}: {len(found.jobs)} runs, {waiting} to do")
+    if layout.plain:
+        jobs.do(found.jobs, processes=processes, data_dir=data_dir, console=console)
+    else:
+        together.do(found.jobs, found.corpora, ranks, console)
+    if ranks.first:
+        _finish(jobs.finished(found.table), found.folder, data_dir)
+        _tell_diverged(jobs.finished(found.jobs))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a command is to do.
+
+    Args:
+        recipe: with the rows that were chosen.
+        corpora: by ``corpus_key``.
+        folder: of the runs.
+        jobs: the runs.
+        table: the runs of all rows, which the report shows where they are done.
+    """
+
+    recipe: Recipe
+    corpora: dict[tuple[str, str, int], Corpus]
+    folder: Path
+    jobs: list[Job]
+    table: list[Job]
+
+
+def _planned(
+    name: str,
+    only: list[str],
+    changes: list[str],
+    data_dir: Path | None,
+    out: Path,
+    tensorboard: bool,
+    ranks: Ranks,
+) -> _Plan:
+    """Read recipe and corpora, and refuse what does not fit before anything is written."""
+    name = name or recipe.default(changes)
+    chosen = recipe.load(name, changes, only)
+    one_noise = any(change.startswith("noise=") for change in changes)
+    whole = chosen if one_noise else recipe.load(name, changes)
+    for row, settings in chosen.rows.items():
+        outline(chosen, row, settings)
+    corpora = _corpora(chosen, data_dir)
+    for row, settings in chosen.rows.items():
+        with of_row(chosen, row):
+            tasks.check(settings.config, corpora[corpus_key(settings.config)])
+            check_cut(settings.config, ranks.size)
+    layout = "-".join(ranks.decides).replace(" ", "-")
+    folder = out / "-".join(filter(None, (chosen.name, chosen.variant, layout)))
+    digests = {key: corpus.digest() for key, corpus in corpora.items()}
+    table = jobs.plan(whole.on(digests), folder, digests, decides=ranks.decides)
+    planned = jobs.plan(chosen, folder, digests, tensorboard, ranks.decides)
+    return _Plan(chosen, corpora, folder, planned, table)
+
+
+def _corpora(chosen: Recipe, data_dir: Path | None) -> dict[tuple[str, str, int], Corpus]:
+    """Load every corpus of a recipe, and say which files could not be read."""
+    found = {}
+    for row in chosen.rows.values():
+        key = corpus_key(row.config)
+        if key not in found:
+            found[key] = tasks.load(row.config, data_dir, say)
+            for skipped in found[key].skipped:
+                errors.print(f"skipped {skipped}", style="yellow", markup=False, soft_wrap=True)
+    return found
+
+
+def _finish(done: list[Record], folder: Path, data_dir: Path | None) -> None:
+    """Print the table, write samples and the report."""
+    rows = report.by_row(done)
+    print_table(rows)
+    pieces = []
+    for name in report.worth_hearing(rows):
+        best = min((r for r in rows[name] if r.status == "finished"), key=lambda r: r.best)
+        run = evaluate.load(folder / f"{best.row}-{best.seed}-{best.hash}", data_dir)
+        stem = folder / "samples" / name
+        pieces.append(draw_sample(run, f"{best.label}, seed {best.seed}", stem, LENGTHS, seed=1))
+    report.write(done, folder / "report.html", pieces=pieces)
+    say(f"report: {folder / 'report.html'}")
+    if pieces:
+        say(f"samples: {folder / 'samples'}")
+
+
+def _tell_diverged(done: list[Record]) -> None:
+    """Refuse to call a command done of which runs diverged."""
+    diverged = [record for record in done if record.status == "diverged"]
+    if diverged:
+        raise LabError("\n".join(f"{r.row}, seed {r.seed} diverged: {r.reason}" for r in diverged))
