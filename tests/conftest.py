@@ -27,8 +27,11 @@ def shapes_checked(function):
     return beartype.beartype(function)
 
 
-# Before noisin is imported anywhere.
-jaxtyping.install_import_hook("noisin", "conftest.shapes_checked")
+# Before noisin is imported anywhere. Triton reads the source of its kernels, and wants no wrapper.
+hook = jaxtyping.install_import_hook("noisin", "conftest.shapes_checked").hook
+KERNELS = ("noisin.fused.kernels", "noisin.fused.triton_cells")
+instruments = hook.should_instrument
+hook.should_instrument = lambda name: name not in KERNELS and instruments(name)
 
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)  # fills new memory (torch.empty) with NaN

@@ -1,0 +1,188 @@
+"""A step of the recurrence as Triton kernels, forward and back.
+
+Four kernels are a step without its matrix products. The others also take the products, so that a
+step without a projection is one launch each way. A launch changes nothing that another program of
+it reads: what passes from unit to unit, z_t and the gradients of the products, lies in memory of
+its own for each step.
+
+A matrix keeps its dtype, what it is multiplied with is rounded to that, and sums are float32. For
+letters, and for what ``c``, ``t`` and a tile are, see ``noisin.fused.triton_cells``.
+"""
+
+import triton
+import triton.language as tl
+
+from noisin.fused.triton_cells import (
+    absorb,
+    before,
+    cell,
+    cell_back,
+    emit,
+    gate_of,
+    load,
+    perturbed,
+    read,
+    store,
+    tile_of,
+    zeros,
+)
+
+
+@triton.jit
+def _dot(c, x, matrix, total):
+    return tl.dot(x.to(matrix.dtype), matrix, total, input_precision=c.precision)
+
+
+@triton.jit
+def _seen(c, t, z, tile):
+    return perturbed(c, z, c.recurrent_factor, c.recurrent_offset, t, tile)
+
+
+@triton.jit
+def _products(c, t, tile, BLOCK_K: tl.constexpr):
+    """Return W_hh z_{t-1} of each gate, z_{t-1} under the noise of ``recurrent``."""
+    b, u, _ = tile
+    last = before(c, c.states, c.h0, t)
+    totals = [zeros(tile) for _ in c.each_gate]
+    for start in range(0, c.state, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        along, down = k[None, :], k[:, None]
+        known = (b < c.batch) & (along < c.state)
+        z = read(last, c.state, (b, along, known))
+        seen = [_seen(c, t, z, (b, along + n * c.state, known)) for n in c.each_draw]
+        known = (u < c.hidden) & (down < c.state)
+        matrices = [
+            read(c.weight.at, c.state, (u + g * c.hidden, down, known)) for g in c.each_gate
+        ]
+        totals = [_dot(c, seen[g % len(seen)], matrices[g], totals[g]) for g in c.each_gate]
+    return totals
+
+
+@triton.jit
+def _along(c, x, t, matrix, tile, BLOCK_K: tl.constexpr):
+    """Return Σ_k x[b, k] matrix[u, k]."""
+    b, u, _ = tile
+    total = zeros(tile)
+    for start in range(0, x.width, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        along, down = k[None, :], k[:, None]
+        left = load(c, x, t, (b, along, (b < c.batch) & (along < x.width)))
+        known = (u < c.state) & (down < x.width)
+        total = _dot(c, left, read(matrix.at, matrix.width, (u, down, known)), total)
+    return total
+
+
+@triton.jit
+def _down(c, x, t, matrix, tile, first, last, BLOCK_K: tl.constexpr):
+    """Return Σ_k x[b, k] matrix[k, u] over k from ``first`` to ``last``."""
+    b, u, _ = tile
+    total = zeros(tile)
+    for start in range(first, last, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        along, down = k[None, :], k[:, None]
+        left = load(c, x, t, (b, along, (b < c.batch) & (along < last)))
+        known = (u < matrix.width) & (down < last)
+        total = _dot(c, left, read(matrix.at, matrix.width, (down, u, known)), total)
+    return total
+
+
+@triton.jit
+def _sent(c, t, tile, BLOCK_K: tl.constexpr):
+    """Return what step t sends back to z_{t-1}: Σ_g factor_g ⊙ W_gᵀ dproduct_g."""
+    b, u, inside = tile
+    rows: tl.constexpr = len(c.each_gate) * c.hidden // len(c.each_draw)
+    total = zeros(tile)
+    for n in range(len(c.each_draw)):
+        part = _down(c, c.grads.product, t, c.weight, tile, n * rows, (n + 1) * rows, BLOCK_K)
+        if c.recurrent_factor is not None:
+            part *= load(c, c.recurrent_factor, t, (b, u + n * c.state, inside))
+        total += part
+    return total
+
+
+# A step without its products.
+
+
+@triton.jit(do_not_specialize=["t"], do_not_specialize_on_alignment=["product"])
+def forward(c, t, product, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr):
+    """From W_hh h_{t-1} to h_t before a projection."""
+    tile = tile_of(c, c.hidden, BLOCK_B, BLOCK_H)
+    products = [load(c, product, t, gate_of(c, tile, g)) for g in c.each_gate]
+    store(c, c.inner, t, tile, cell(c, t, tile, products))
+
+
+@triton.jit(do_not_specialize=["t"])
+def emit_state(c, t, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr):
+    """z_t: h_t under the noise of ``hidden`` and zoneout."""
+    tile = tile_of(c, c.state, BLOCK_B, BLOCK_H)
+    emit(c, t, tile, load(c, c.raw, t, tile))
+
+
+@triton.jit(do_not_specialize=["t"])
+def absorb_state(c, t, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr):
+    """The gradient of h_t before noise from what arrives at z_t."""
+    tile = tile_of(c, c.state, BLOCK_B, BLOCK_H)
+    inside, skips = absorb(c, t, tile, load(c, c.grads.state, t, tile))
+    store(c, c.grads.raw, t, tile, inside)
+    store(c, c.grads.state, t, tile, skips)
+
+
+@triton.jit(do_not_specialize=["t"])
+def backward(c, t, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr):
+    """The gradients of both products from that of h_t before a projection."""
+    tile = tile_of(c, c.hidden, BLOCK_B, BLOCK_H)
+    through = cell_back(c, t, tile, load(c, c.grads.inner, t, tile))
+    if c.mode == "GRU":
+        store(c, c.grads.state, t, tile, load(c, c.grads.state, t, tile) + through)
+
+
+# A step with its products.
+
+
+@triton.jit(do_not_specialize=["t"])
+def step(c, t, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr):
+    """From z_{t-1} to z_t, or to h_t before a projection."""
+    tile = tile_of(c, c.hidden, BLOCK_B, BLOCK_H)
+    h = cell(c, t, tile, _products(c, t, tile, BLOCK_K))
+    if c.projection is None:
+        emit(c, t, tile, h)
+    else:
+        store(c, c.inner, t, tile, h)
+
+
+@triton.jit(do_not_specialize=["t"])
+def project(c, t, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr):
+    """From h_t before the projection to z_t."""
+    tile = tile_of(c, c.state, BLOCK_B, BLOCK_H)
+    emit(c, t, tile, _along(c, c.inner, t, c.projection, tile, BLOCK_K))
+
+
+@triton.jit(do_not_specialize=["t"])
+def step_back(c, t, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr):
+    """From the gradients of the next step's products to those of step t, or of W_hr h_t."""
+    tile = tile_of(c, c.state, BLOCK_B, BLOCK_H)
+    arrived = load(c, c.grads.state, t, tile)
+    ends = t == 0 if c.reverse else t == c.steps - 1
+    if not ends:
+        arrived += _sent(c, t - 1 if c.reverse else t + 1, tile, BLOCK_K)
+    inside, skips = absorb(c, t, tile, arrived)
+    if c.projection is None:
+        skips += cell_back(c, t, tile, inside)
+    else:
+        store(c, c.grads.raw, t, tile, inside)
+    store(c, c.grads.state, t, tile, skips)
+
+
+@triton.jit(do_not_specialize=["t"])
+def project_back(c, t, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr):
+    """From the gradient of W_hr h_t to those of the products of step t; no GRU has W_hr."""
+    tile = tile_of(c, c.hidden, BLOCK_B, BLOCK_H)
+    cell_back(c, t, tile, _down(c, c.grads.raw, t, c.projection, tile, 0, c.state, BLOCK_K))
+
+
+@triton.jit(do_not_specialize=["t"])
+def send_back(c, t, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The gradient of z_{t-1} from that of the products of step t."""
+    tile = tile_of(c, c.state, BLOCK_B, BLOCK_H)
+    total = load(c, c.grads.state, t, tile) + _sent(c, t, tile, BLOCK_K)
+    store(c, c.grads.state, t, tile, total)

@@ -1,0 +1,171 @@
+"""Compile the Triton kernels as a GPU would have it: run as a script, without Triton's interpreter.
+
+``python triton_compiled.py ARCH CACHE`` drives whole calls on tensors of the CPU, on a driver that
+launches nothing, and prints what was compiled as JSON. What would be launched is checked on the
+way: one launch a step (two with a projection), of arguments that differ in the step alone.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+ARCH, os.environ["TRITON_CACHE_DIR"] = int(sys.argv[1]), sys.argv[2]
+
+import torch  # noqa: E402
+import triton  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+
+from noisin.fused import triton_walk  # noqa: E402
+from triton_calls import called  # noqa: E402
+
+T = 3
+FLOAT, BFLOAT, HALF = torch.float32, torch.bfloat16, torch.float16
+CALLS = [  # what is launched, cell, B, H, dtype of operands, and what else there is
+    *(("walk", "LSTM", 20, 650, dtype, {"noise": "fresh"}) for dtype in (FLOAT, BFLOAT, HALF)),
+    *(("walk", "LSTM", 20, 1500, dtype, {}) for dtype in (FLOAT, BFLOAT)),
+    ("walk", "LSTM", 256, 1500, FLOAT, {}),
+    ("walk", "LSTM", 20, 650, FLOAT, {"noise": "untied", "zoneout": True, "lengths": [T] * 20}),
+    ("walk", "LSTM", 20, 650, BFLOAT, {"noise": "untied"}),
+    ("walk", "LSTM", 20, 650, FLOAT, {"projected": 300, "noise": "fresh"}),
+    ("walk", "GRU", 20, 650, FLOAT, {"noise": "held", "reverse": True}),
+    ("walk", "RNN_TANH", 20, 650, HALF, {"noise": "fresh"}),
+    ("steps", "LSTM", 20, 650, FLOAT, {"noise": "fresh", "lengths": [T] * 20}),
+    ("steps", "GRU", 20, 650, BFLOAT, {"noise": "fresh"}),
+]
+LAUNCHES = []  # of one call: the kernel's name, the step, and what else it was given
+
+
+class Utils:
+    """What Triton asks a device."""
+
+    def get_device_properties(self, device):
+        return {"max_shared_mem": 99 * 1024}
+
+    def load_binary(self, name, *binary):
+        return None, name, 0, 0, 1024
+
+    def unload_module(self, module):
+        pass
+
+
+class Launcher:
+    """Write down what would be launched."""
+
+    def __init__(self, source, metadata):
+        self.signature = list(source.signature.values())
+
+    def __call__(self, *given):
+        (name, *_), args = given[4:9], given[9:]
+        flat = list(flattened(self.signature, args))
+        LAUNCHES.append((name, args[1], flat))
+
+
+class Driver:
+    """A GPU that is not there."""
+
+    utils, launcher_cls = Utils(), Launcher
+
+    def get_current_target(self):
+        return GPUTarget("cuda", ARCH, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def flattened(kinds, values):
+    """Yield what a launcher reads: addresses and numbers, without constants."""
+    assert len(kinds) == len(values)
+    for kind, value in zip(kinds, values, strict=True):
+        if isinstance(kind, tuple):
+            yield from flattened(kind, value)
+        elif kind != "constexpr":
+            yield value.data_ptr() if isinstance(value, torch.Tensor) else value
+
+
+def assert_alike(launches):
+    """All launches of a kernel have the same arguments, but for the step."""
+    for name, t, flat in launches:
+        first, *rest = next(given for kernel, _, given in launches if kernel == name)
+        assert all(isinstance(one, int) for one in flat)
+        changed = [a != b for a, b in zip(flat, [first, *rest], strict=True)]
+        assert sum(changed) <= 1, (name, t)
+
+
+def run(way, call):
+    """Launch all of a call, and return the names of the kernels in order."""
+    LAUNCHES.clear()
+    b, g = call.buffers, call.gradients
+    if way == "walk":
+        triton_walk.Walk(b, None, *call.operands).forward()
+        triton_walk.Walk(b, g, *call.operands).backward()
+        return [name for name, *_ in LAUNCHES]
+    forward, backward = triton_walk.Steps(b), triton_walk.Steps(b, g)
+    product = torch.empty_like(b.gates[0])
+    for t in b.steps:
+        forward.forward(t, product)
+        forward.emit(t)
+    for t in reversed(b.steps):
+        backward.absorb(t)
+        backward.backward(t)
+    return [name for name, *_ in LAUNCHES]
+
+
+def expected(way, call):
+    """The names of the kernels that a call launches."""
+    if way == "steps":
+        return ["forward", "emit_state"] * T + ["absorb_state", "backward"] * T
+    projected = call.projection is not None
+    forward = ["step", "project"] if projected else ["step"]
+    backward = ["step_back", "project_back"] if projected else ["step_back"]
+    return forward * T + backward * T + ["send_back"]
+
+
+def resources(compiled):
+    """Return registers a thread, and bytes of them that were spilled."""
+    tool, path = triton.knobs.nvidia.cuobjdump.path, os.path.join(sys.argv[2], "kernel.cubin")
+    with open(path, "wb") as file:
+        file.write(compiled.asm["cubin"])
+    text = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True)
+    found = dict(re.findall(r"(\w+):(\d+)", text.stdout))
+    return int(found["REG"]), int(found["STACK"]) + int(found["LOCAL"])
+
+
+def main():
+    torch.set_num_threads(1)
+    triton.runtime.driver.set_active(Driver())
+    compiled, found = [], []
+    kept = triton.compiler.CompiledKernel._init_handles
+
+    def seen(self):
+        if self.module is None and self._run is None:
+            compiled.append(self)
+        kept(self)
+
+    triton.compiler.CompiledKernel._init_handles = seen
+    for way, mode, batch, hidden, dtype, options in CALLS:
+        call = called(mode, (T, batch, hidden), operands=dtype, half=dtype, **options)
+        compiled.clear()
+        names = run(way, call)
+        assert names == expected(way, call), names
+        assert_alike(LAUNCHES)
+        for one in compiled:
+            registers, spilled = resources(one)
+            found.append(
+                {
+                    "call": [way, mode, batch, hidden, str(dtype), repr(options)[:60]],
+                    "kernel": one.name,
+                    "shared": one.metadata.shared,
+                    "registers": registers,
+                    "spilled": spilled,
+                }
+            )
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
