@@ -27,7 +27,6 @@ CALLS = [  # what is launched, cell, B, H, dtype of operands, and what else ther
     *(("walk", "LSTM", 20, 1500, dtype, {}) for dtype in (FLOAT, BFLOAT)),
     ("walk", "LSTM", 256, 1500, FLOAT, {}),
     ("walk", "LSTM", 20, 650, FLOAT, {"noise": "untied", "zoneout": True, "lengths": [T] * 20}),
-    ("walk", "LSTM", 20, 650, BFLOAT, {"noise": "untied"}),
     ("walk", "LSTM", 20, 650, FLOAT, {"projected": 300, "noise": "fresh"}),
     ("walk", "GRU", 20, 650, FLOAT, {"noise": "held", "reverse": True}),
     ("walk", "RNN_TANH", 20, 650, HALF, {"noise": "fresh"}),
@@ -90,10 +89,9 @@ def flattened(kinds, values):
 def assert_alike(launches):
     """All launches of a kernel have the same arguments, but for the step."""
     for name, t, flat in launches:
-        first, *rest = next(given for kernel, _, given in launches if kernel == name)
+        first = next(given for kernel, _, given in launches if kernel == name)
         assert all(isinstance(one, int) for one in flat)
-        changed = [a != b for a, b in zip(flat, [first, *rest], strict=True)]
-        assert sum(changed) <= 1, (name, t)
+        assert sum(a != b for a, b in zip(flat, first, strict=True)) <= 1, (name, t)
 
 
 def run(way, call):
@@ -126,7 +124,7 @@ def expected(way, call):
 
 
 def resources(compiled):
-    """Return registers a thread, and bytes of them that were spilled."""
+    """Return registers of a thread, and bytes of them that were spilled."""
     tool, path = triton.knobs.nvidia.cuobjdump.path, os.path.join(sys.argv[2], "kernel.cubin")
     with open(path, "wb") as file:
         file.write(compiled.asm["cubin"])
