@@ -28,7 +28,7 @@ class Explanation:
         term: the term, or "".
         hold: how long one draw is kept, or "".
         estimate: how the expectation over the noise is taken, or "".
-        path: what runs the layer: ``torch``, ``cpu``, ``reference`` or ``moments``.
+        path: what runs the layer: ``torch``, ``cpu``, ``cuda``, ``reference`` or ``moments``.
         why: why that path.
         memory: bytes of what is drawn for one call and kept.
     """

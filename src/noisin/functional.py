@@ -39,13 +39,14 @@ from noisin.stack import (
     places,
 )
 
-Path = Literal["torch", "cpu", "reference", "moments"]
+Path = Literal["torch", "cpu", "cuda", "reference", "moments"]
 
 _USUAL = Propagation()
 INSIDE = (
     *("weight_ih", "recurrent", "weight_hh"),
     *("candidate", "hidden", "zoneout_hidden", "zoneout_cell"),
 )
+_FUSED: dict[str, Path] = {"cpu": "cpu", "cuda": "cuda"}  # path by device
 KERNELS = {
     "LSTM": torch.lstm,
     "GRU": torch.gru,
@@ -73,9 +74,10 @@ def path_of(
     refusal = fused.refusal(stack, found, layer, dtype, device)
     why = _beyond_torch(stack, found, layer)
     if why:
-        return ("reference", f"{why}; {refusal}") if refusal else ("cpu", why)
+        return ("reference", f"{why}; {refusal}") if refusal else (_FUSED[device.type], why)
     if found and not refusal and fused.is_faster(stack.mode, dtype, device):
-        return "cpu", f"the fused recurrence is faster than torch's {stack.mode.partition('_')[0]}"
+        cell = stack.mode.partition("_")[0]
+        return _FUSED[device.type], f"the fused recurrence is faster than torch's {cell}"
     return "torch", "no noise acts inside the recurrence"
 
 
@@ -115,7 +117,8 @@ def recur(
         draws: their draws, from ``noisin.draws.draw``; needed where there is noise.
         lengths: steps of each sequence, on the CPU; all T without it.
         path: force one path, an error where it cannot serve: ``"reference"`` is the plain loop,
-            differentiable any number of times; ``"cpu"`` the fused recurrence, once;
+            differentiable any number of times; ``"cpu"`` or ``"cuda"`` the fused recurrence on
+            that device, once;
             ``"torch"`` torch's own kernel, where no noise acts inside; ``"moments"`` propagates
             mean and variance.
         how: how moments are propagated.
@@ -192,10 +195,13 @@ def _checked(path: Path | None, stack: Stack, found: Places, layer: int, x: Tens
         raise ValueError(f"path={path!r} runs tensors, and the layer takes moments; {why}")
     if path == "torch" and (_is_transformed() or _beyond_torch(stack, found, layer)):
         raise ValueError(f'path="torch" needs torch\'s own kernel to serve the layer; {why}')
-    if path == "cpu" and chosen == "reference":
-        raise ValueError(f'path="cpu" needs the fused recurrence to serve the layer; {why}')
-    if path == "cpu" and (refusal := fused.refusal(stack, found, layer, x.dtype, x.device)):
-        raise ValueError(f'path="cpu" needs the fused recurrence to serve the layer; {refusal}')
+    if path in _FUSED.values():
+        refusal = fused.refusal(stack, found, layer, x.dtype, x.device)
+        if _FUSED.get(x.device.type) != path:
+            refusal = f"the layer is on {x.device.type}"
+        if refusal or chosen == "reference":
+            needs = f'path="{path}" needs the fused recurrence to serve the layer'
+            raise ValueError(f"{needs}; {refusal or why}")
     return path or chosen
 
 
@@ -348,7 +354,11 @@ def _kernel(
     return padded, tuple(s.index_select(1, back) for s in final)
 
 
-_RUN: dict[str, Callable[..., Any]] = {"torch": _kernel, "cpu": _fused, "reference": _loop}
+_RUN: dict[str, Callable[..., Any]] = {
+    "torch": _kernel,
+    "reference": _loop,
+    **dict.fromkeys(_FUSED.values(), _fused),
+}
 
 
 def named_weights(stack: Stack, weights: Sequence[Tensor]) -> Weights:

@@ -35,12 +35,12 @@ def walk(
     buffers: Buffers, gradients: Gradients | None, product: Recurrent, projection: Tensor | None
 ) -> Walk | None:
     """Return what takes all steps of a call at once, or None."""
-    if not isinstance(product, Tied) or not compiled.walks(buffers.gates.dtype):
+    if not isinstance(product, Tied) or not compiled.walks(buffers.out.dtype):
         return None
     return Walk(buffers, gradients, product.weight, projection, product.factor, product.offset)
 
 
 def steps(buffers: Buffers, gradients: Gradients | None) -> Compiled | Eager:
     """Return what takes the steps of a call one by one, besides their matrix products."""
-    serves = compiled.serves(buffers.gates.dtype)
+    serves = compiled.serves(buffers.out.dtype)
     return (Compiled if serves else Eager)(buffers, gradients)

@@ -36,7 +36,7 @@ class Eager:
         b, old = self.buffers, self.buffers.before(t)[0]
         z = perturbed(b.raw, now(b.hidden_factor, t), now(b.hidden_offset, t))
         kept = now(b.hidden_kept, t)
-        b.states[t] = z if kept is None else torch.lerp(z, old, kept)
+        b.states[t] = z if kept is None else torch.lerp(z, old, kept.to(z.dtype))
         self._keep(b.states[t], old, t)
         if b.out is not b.states:
             b.out[t] = (
@@ -113,7 +113,7 @@ class _LSTM:
         torch.tanh(cell, out=b.extra[t])
         torch.mul(o, b.extra[t], out=b.inner)
         kept = now(b.cell_kept, t)
-        b.cells[t] = cell if kept is None else torch.lerp(cell, old, kept)
+        b.cells[t] = cell if kept is None else torch.lerp(cell, old, kept.to(cell.dtype))
 
     @staticmethod
     def backward(b: Buffers, grads: Gradients, t: int) -> None:

@@ -16,13 +16,14 @@ def of_weights(
 ) -> dict[str, Tensor | None]:
     """Return the gradients of the input, of the weights and of the noise that meets W_hh."""
     gates, found = grads.gates.flatten(0, 1), {}
+    narrow = gates.to(given.x.dtype)
     if given.weight_ih is None:
         found["x"] = grads.gates
     else:
         if wants["x"]:
-            found["x"] = multiply(gates, given.weight_ih).view_as(given.x)
+            found["x"] = multiply(narrow, given.weight_ih).view_as(given.x)
         if wants["weight_ih"]:
-            found["weight_ih"] = multiply(gates.t(), given.x.flatten(0, 1))
+            found["weight_ih"] = multiply(narrow.t(), given.x.flatten(0, 1))
     if wants["bias_ih"] or wants["bias_hh"]:
         found["bias_ih"] = of_bias = gates.sum(0)
         same = grads.product is grads.gates
@@ -32,20 +33,21 @@ def of_weights(
         of_noise = wants["recurrent_factor"] or wants["recurrent_offset"]
         plain = isinstance(product, Tied) and product.factor is None and product.offset is None
         if plain and len(gates) > given.weight_hh.shape[0]:
-            found["weight_hh"] = _of_plain_product(b, grads.product)
+            found["weight_hh"] = _of_plain_product(b, grads.product, given.x.dtype)
         else:
             recurrent = product.gradients(_before(b), grads.product, of_noise)
             found |= dict(zip(names, vars(recurrent).values(), strict=True))
     return found
 
 
-def _of_plain_product(b: Buffers, grad: Tensor) -> Tensor:
+def _of_plain_product(b: Buffers, grad: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the gradient of W_hh without a copy of the states, which are more than W_hh is."""
+    grad = grad.to(dtype)
     first, rest, states = grad[0], grad[1:], b.states[:-1]
     if b.reverse:
         first, rest, states = grad[-1], grad[:-1], b.states[1:]
-    found = multiply(rest.flatten(0, 1).t(), states.flatten(0, 1))
-    return found.addmm_(first.t(), b.h0)
+    found = multiply(rest.flatten(0, 1).t(), states.flatten(0, 1).to(dtype))
+    return found.addmm_(first.t(), b.h0.to(dtype))
 
 
 def _before(b: Buffers) -> Tensor:
@@ -71,7 +73,8 @@ def of_noise(given: Given, b: Buffers, grads: Gradients) -> dict[str, Tensor | N
     of_raw = arrived if b.hidden_factor is None else arrived * b.hidden_factor
     of_inner = of_raw
     if given.weight_hr is not None:
-        raw, of_inner = inner @ given.weight_hr.t(), of_raw @ given.weight_hr
+        hr = given.weight_hr.to(inner.dtype)
+        raw, of_inner = inner @ hr.t(), of_raw @ hr
         found["weight_hr"] = multiply(of_raw.flatten(0, 1).t(), inner.flatten(0, 1))
     found["hidden_factor"] = held(arrived * raw, b.hidden_factor)
     found["hidden_offset"] = held(arrived, b.hidden_offset)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisin.fused import cpu
+from noisin.fused import cpu, cuda
 from noisin.fused.buffers import Buffers, Gradients
 from noisin.fused.given import DIFFERENTIABLE, NOISE, Given, Kept, checked
 from noisin.fused.gradients import of_noise, of_weights
@@ -26,7 +26,7 @@ from noisin.reference import Inside, State, Weights
 from noisin.stack import Places, Stack, is_held
 from noisin.text import parse
 
-_DEVICES = {"cpu": cpu}
+_DEVICES = {"cpu": cpu, "cuda": cuda}
 
 
 def refusal(
@@ -152,8 +152,8 @@ def _product(given: Given) -> Recurrent:
 
 def _buffers(given: Given, kept: Kept) -> Buffers:
     """Return the buffers of a call around what it keeps."""
-    batch, hidden = given.x.shape[1], _hidden(given)
-    bias, inner_bias = _biases(given)
+    batch, hidden, wide = given.x.shape[1], _hidden(given), kept.gates.dtype
+    bias, inner_bias = _biases(given, wide)
     inner = kept.gates.new_empty(batch, hidden)
     raw = inner if given.weight_hr is None else kept.gates.new_empty(given.h0.shape)
     contiguous = {name: _contiguous(getattr(given, name)) for name in NOISE}
@@ -161,8 +161,8 @@ def _buffers(given: Given, kept: Kept) -> Buffers:
     return Buffers(
         mode=given.mode,
         reverse=given.reverse,
-        h0=given.h0.contiguous(),
-        c0=kept.gates.new_empty(0) if given.c0 is None else given.c0.contiguous(),
+        h0=given.h0.contiguous().to(wide),
+        c0=kept.gates.new_empty(0) if given.c0 is None else given.c0.contiguous().to(wide),
         gates=kept.gates,
         cells=kept.cells,
         extra=kept.extra,
@@ -186,17 +186,24 @@ def _hidden(given: Given) -> int:
     return given.weight_hh.shape[0] // gates
 
 
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the type of the state and of what is kept: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def _inputs(given: Given) -> Tensor:
     """Return W_ih x of all steps, in memory of its own."""
     if given.weight_ih is None:
-        return given.x.clone(memory_format=torch.contiguous_format)
-    x = given.x.flatten(0, 1)
-    return multiply(x, given.weight_ih.t()).unflatten(0, given.x.shape[:2])
+        whole = given.x.clone(memory_format=torch.contiguous_format)
+    else:
+        x = given.x.flatten(0, 1)
+        whole = multiply(x, given.weight_ih.t()).unflatten(0, given.x.shape[:2])
+    return whole.to(_wide(whole.dtype))
 
 
-def _biases(given: Given) -> tuple[Tensor | None, Tensor | None]:
+def _biases(given: Given, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
     """Return b_ih + b_hh, and b_hn of a GRU, which the first then lacks."""
-    of_x, of_h = given.bias_ih, given.bias_hh
+    of_x, of_h = (None if one is None else one.to(dtype) for one in (given.bias_ih, given.bias_hh))
     if of_h is None:
         return _contiguous(of_x), None
     inner = None
@@ -212,18 +219,19 @@ def _new(given: Given, gates: Tensor) -> Kept:
     lstm, elman = given.mode == "LSTM", given.mode.startswith("RNN")
     states, none = (time, batch, given.h0.shape[-1]), (0,)
     cells = (time, batch, _hidden(given))
+    apart = given.lengths is not None or given.x.dtype != gates.dtype
     return Kept(
-        out=gates.new_empty(states),
+        out=gates.new_empty(states, dtype=given.x.dtype),
         gates=gates,
         cells=gates.new_empty(cells if lstm else none),
         extra=gates.new_empty(none if elman else cells),
-        states=gates.new_empty(none if given.lengths is None else states),
+        states=gates.new_empty(states if apart else none),
     )
 
 
 def _forward(given: Given, buffers: Buffers, product: Recurrent) -> None:
     """Walk through time, from the first step to the last."""
-    device, hr = _DEVICES[given.x.device.type], given.weight_hr
+    device, hr = _DEVICES[given.x.device.type], _projection(given, buffers)
     if whole := device.walk(buffers, None, product, hr):
         whole.forward()
         return
@@ -237,9 +245,13 @@ def _forward(given: Given, buffers: Buffers, product: Recurrent) -> None:
         h = states[t]
 
 
+def _projection(given: Given, buffers: Buffers) -> Tensor | None:
+    return None if given.weight_hr is None else given.weight_hr.to(buffers.gates.dtype)
+
+
 def _backward(given: Given, buffers: Buffers, grads: Gradients, product: Recurrent) -> None:
     """Walk back through time, from the last step to the first."""
-    device, hr = _DEVICES[given.x.device.type], given.weight_hr
+    device, hr = _DEVICES[given.x.device.type], _projection(given, buffers)
     if whole := device.walk(buffers, grads, product, hr):
         whole.backward()
         return
@@ -261,16 +273,17 @@ def _recurrence(*args: Any) -> tuple[Tensor, ...]:
     _forward(given, buffers, product)
     h = buffers.states[buffers.steps[-1]]
     c = kept.cells[buffers.steps[-1]] if len(kept.cells) else buffers.c0
-    return kept.out, h.clone(), c.clone(), *kept[1:]
+    dtype = given.x.dtype
+    return kept.out, h.clone().to(dtype), c.clone().to(dtype), *kept[1:]
 
 
 def _recurrence_shapes(*args: Any) -> tuple[Tensor, ...]:
     given = Given(*args)
     time, batch, _ = given.x.shape
-    gates = given.x.new_empty(time, batch, given.weight_hh.shape[0])
-    kept = _new(given, gates)
-    c = gates.new_empty(0) if given.c0 is None else torch.empty_like(given.c0)
-    return kept.out, gates.new_empty(given.h0.shape), c, *kept[1:]
+    shape = time, batch, given.weight_hh.shape[0]
+    kept = _new(given, given.x.new_empty(shape, dtype=_wide(given.x.dtype)))
+    c = given.x.new_empty(0) if given.c0 is None else torch.empty_like(given.c0)
+    return kept.out, given.x.new_empty(given.h0.shape), c, *kept[1:]
 
 
 def _recurrence_backward(*args: Any) -> list[Tensor]:
@@ -287,7 +300,9 @@ def _recurrence_backward(*args: Any) -> list[Tensor]:
         found |= of_noise(given, buffers, gradients)
     none = given.x.new_empty(0)
     return [
-        tensor if wants[name] and (tensor := found.get(name)) is not None else none.clone()
+        tensor.to(given.x.dtype)
+        if wants[name] and (tensor := found.get(name)) is not None
+        else none.clone()
         for name in DIFFERENTIABLE
     ]
 
@@ -307,7 +322,7 @@ def _gradients(
         gates=gates,
         product=torch.empty_like(gates) if given.mode == "GRU" else gates,
         out=_contiguous(of_out),
-        states=torch.empty_like(buffers.out) if noise or given.weight_hr is not None else None,
+        states=torch.empty_like(buffers.states) if noise or given.weight_hr is not None else None,
         cells=torch.empty_like(buffers.cells) if noise and len(buffers.cells) else None,
     )
 
@@ -316,7 +331,7 @@ def _begun(grad: Tensor | None, like: Tensor) -> Tensor:
     return (
         torch.zeros_like(like)
         if grad is None
-        else grad.clone(memory_format=torch.contiguous_format)
+        else grad.clone(memory_format=torch.contiguous_format).to(like.dtype)
     )
 
 
@@ -370,7 +385,8 @@ def _register(
 ) -> None:
     """Make an operator of a kernel, its shapes without numbers, and its way back."""
     _LIBRARY.define(f"{name}{schema}", tags=torch.Tag.pt2_compliant_tag)
-    _LIBRARY.impl(name, kernel, "CPU")
+    for key in ("CPU", "CUDA"):
+        _LIBRARY.impl(name, kernel, key)
     name = f"noisin::{name}"
     torch.library.register_fake(name, shapes, lib=_LIBRARY)
     torch.library.register_autograd(name, backward, setup_context=setup_context, lib=_LIBRARY)

@@ -44,7 +44,7 @@ def _works() -> bool:
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:
     """Return the product of two large matrices, [N, K] and [K, M]."""
-    if a.dtype == torch.float32 and library() == "onednn":
+    if a.dtype == torch.float32 and a.device.type == "cpu" and library() == "onednn":
         return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, *_DENSE)
     return torch.mm(a, b)
 
@@ -61,7 +61,8 @@ class Repeated:
 
     def __init__(self, weight: Tensor, rows: int, times: int, by: Library | None = None) -> None:
         self.weight, self._rows = weight, rows
-        packing = weight.dtype == torch.float32 and times >= STEPS and weight.numel() > 0
+        single = weight.dtype == torch.float32 and weight.device.type == "cpu"
+        packing = single and times >= STEPS and weight.numel() > 0
         usual: Library = "mkl" if blas.address() else library()
         self._by: Library = (by or usual) if packing else "torch"
         self._packed: Tensor | None = None

@@ -37,6 +37,10 @@ class Found:
 class Recurrent(Protocol):
     """The product of all steps of one call."""
 
+    weight: Tensor
+    factor: Tensor | None
+    offset: Tensor | None
+
     def forward(self, t: int, z: Tensor) -> Tensor:
         """Return W_hh z_{t-1} of step t, [B, P] to [B, G·H]."""
         ...
@@ -75,24 +79,26 @@ class Tied:
 
     def forward(self, t: int, z: Tensor) -> Tensor:
         """Return the product of step t."""
-        return self._product.forward(perturbed(z, now(self.factor, t), now(self.offset, t)))
+        seen = perturbed(z, now(self.factor, t), now(self.offset, t))
+        return self._product.forward(seen.to(self.weight.dtype))
 
     def backward(self, t: int, z: Tensor, grad: Tensor, carry: Tensor) -> None:
         """Add what step t sends back."""
-        factor = now(self.factor, t)
-        if factor is None:
+        factor, grad = now(self.factor, t), grad.to(self.weight.dtype)
+        if factor is None and grad.dtype == carry.dtype:
             self._product.backward(grad, carry)
             return
-        sent = torch.zeros_like(carry)
+        sent = torch.zeros_like(carry, dtype=grad.dtype)
         self._product.backward(grad, sent)
-        carry.addcmul_(sent, factor)
+        carry += sent if factor is None else sent.to(carry.dtype) * factor
 
     def gradients(self, z: Tensor, grad: Tensor, noise: bool) -> Found:
         """Return the gradients of a whole call."""
-        seen = perturbed(z, self.factor, self.offset)
-        found = Found(multiply(grad.flatten(0, 1).t(), seen.flatten(0, 1)))
+        seen = perturbed(z, self.factor, self.offset).to(self.weight.dtype)
+        flat = grad.flatten(0, 1).to(self.weight.dtype)
+        found = Found(multiply(flat.t(), seen.flatten(0, 1)))
         if noise:
-            sent = multiply(grad.flatten(0, 1), self.weight).view_as(z)
+            sent = multiply(flat, self.weight).view_as(z)
             found.factor = held(sent * z, self.factor)
             found.offset = held(sent, self.offset)
         return found
@@ -111,34 +117,34 @@ class Untied:
     def __init__(
         self, weight: Tensor, factor: Tensor | None, offset: Tensor | None, gates: int
     ) -> None:
+        self.weight, self.factor, self.offset = weight, factor, offset
         self._gates = gates
         self._blocks = weight.unflatten(0, (gates, -1))  # [G, H, P]
-        self._factor, self._offset = factor, offset
 
     def forward(self, t: int, z: Tensor) -> Tensor:
         """Return the product of step t."""
-        seen = self._seen(z, now(self._factor, t), now(self._offset, t))
+        seen = self._seen(z, now(self.factor, t), now(self.offset, t))
         return torch.bmm(seen, self._blocks.mT).transpose(0, 1).flatten(1).contiguous()
 
     def backward(self, t: int, z: Tensor, grad: Tensor, carry: Tensor) -> None:
         """Add what step t sends back."""
-        sent = torch.bmm(self._by_gate(grad), self._blocks)
-        factor = now(self._factor, t)
+        sent = torch.bmm(self._by_gate(grad).to(self._blocks.dtype), self._blocks)
+        factor = now(self.factor, t)
         carry += (sent if factor is None else sent * self._by_gate(factor)).sum(0)
 
     def gradients(self, z: Tensor, grad: Tensor, noise: bool) -> Found:
         """Return the gradients of a whole call."""
-        flat = self._by_gate(grad.flatten(0, 1))
+        flat = self._by_gate(grad.flatten(0, 1)).to(self._blocks.dtype)
         whole = [
             None if one is None else one.expand(len(z), -1, -1).flatten(0, 1)
-            for one in (self._factor, self._offset)
+            for one in (self.factor, self.offset)
         ]
         found = Found(torch.bmm(flat.mT, self._seen(z.flatten(0, 1), *whole)).flatten(0, 1))
         if noise:
             sent = torch.bmm(flat, self._blocks).transpose(0, 1).flatten(1)
             sent = sent.unflatten(0, z.shape[:2])
-            found.factor = held(sent * z.repeat(1, 1, self._gates), self._factor)
-            found.offset = held(sent, self._offset)
+            found.factor = held(sent * z.repeat(1, 1, self._gates), self.factor)
+            found.offset = held(sent, self.offset)
         return found
 
     def _by_gate(self, rows: Tensor) -> Tensor:
@@ -149,7 +155,7 @@ class Untied:
     def _seen(self, z: Tensor, factor: Tensor | None, offset: Tensor | None) -> Tensor:
         """Return what each gate sees of rows z, [G, N, P]."""
         pair = [None if one is None else self._by_gate(one) for one in (factor, offset)]
-        return perturbed(z, *pair).expand(self._gates, -1, -1)
+        return perturbed(z, *pair).to(self._blocks.dtype).expand(self._gates, -1, -1)
 
 
 class Drawn:
@@ -165,41 +171,44 @@ class Drawn:
     def __init__(
         self, weight: Tensor, fresh: Fresh, factor: Tensor | None, offset: Tensor | None
     ) -> None:
-        self._weight, self._fresh = weight, fresh
-        self._factor, self._offset = factor, offset
+        self.weight, self._fresh = weight, fresh
+        self.factor, self.offset = factor, offset
         self._found = Found(torch.zeros_like(weight))
         if fresh.std is not None:
             self._found.std = torch.zeros_like(fresh.std, dtype=torch.float64)
 
     def forward(self, t: int, z: Tensor) -> Tensor:
         """Return the product of step t."""
-        return torch.mm(perturbed(z, now(self._factor, t), now(self._offset, t)), self._at(t).t())
+        seen = perturbed(z, now(self.factor, t), now(self.offset, t))
+        return torch.mm(seen.to(self.weight.dtype), self._at(t).t())
 
     def backward(self, t: int, z: Tensor, grad: Tensor, carry: Tensor) -> None:
         """Add what step t sends back, and its share of the gradients of W_hh and the spread."""
-        factor, offset = now(self._factor, t), now(self._offset, t)
+        factor, offset = now(self.factor, t), now(self.offset, t)
+        grad = grad.to(self.weight.dtype)
         sent = torch.mm(grad, self._at(t))
         carry += sent if factor is None else sent * factor
-        seen, times = perturbed(z, factor, offset), self._fresh.operator
+        seen, times = perturbed(z, factor, offset).to(grad.dtype), self._fresh.operator
         of_matrix = torch.mm(grad.t(), seen)
-        final = self._fresh.final(t, self._weight) if times == "*" else None
+        final = self._fresh.final(t, self.weight) if times == "*" else None
         self._found.weight += of_matrix if final is None else of_matrix * final
         if self._found.std is not None:  # a sum of many terms of either sign
             of_matrix = torch.mm(grad.t().double(), seen.double())
-            slope = self._fresh.standard(t, self._weight)
-            slope = slope * self._weight if times == "*" else slope
+            slope = self._fresh.standard(t, self.weight)
+            slope = slope * self.weight if times == "*" else slope
             self._found.std += (of_matrix * slope).sum_to_size(self._found.std.shape)
 
     def gradients(self, z: Tensor, grad: Tensor, noise: bool) -> Found:
         """Return the gradients of a whole call."""
         if noise:
+            grad = grad.to(self.weight.dtype)
             sent = torch.stack([torch.mm(one, self._at(t)) for t, one in enumerate(grad)])
-            self._found.factor = held(sent * z, self._factor)
-            self._found.offset = held(sent, self._offset)
+            self._found.factor = held(sent * z, self.factor)
+            self._found.offset = held(sent, self.offset)
         if self._found.std is not None:
             self._found.std = self._found.std.to(z.dtype)
         return self._found
 
     def _at(self, t: int) -> Tensor:
-        final = self._fresh.final(t, self._weight)
-        return self._weight * final if self._fresh.operator == "*" else self._weight + final
+        final = self._fresh.final(t, self.weight)
+        return self.weight * final if self._fresh.operator == "*" else self.weight + final

@@ -1,0 +1,49 @@
+"""The fused recurrence on CUDA: what it serves, and who takes its steps."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from noisin.fused.buffers import Buffers, Gradients
+from noisin.fused.recurrent import Drawn, Recurrent
+
+if TYPE_CHECKING:
+    from noisin.fused.triton_walk import Steps, Walk
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def refusal(dtype: torch.dtype) -> str:
+    """Return why numbers of a type are not served, or ""."""
+    if find_spec("triton") is None:
+        return "on CUDA the fused recurrence needs Triton, which is not installed"
+    if dtype in DTYPES:
+        return ""
+    return f"on CUDA the fused recurrence is for float32, bfloat16 and float16, not {dtype}"
+
+
+def is_faster(mode: str, dtype: torch.dtype) -> bool:
+    """Return whether torch's own kernel, cuDNN's, would take longer for what both can do: never."""
+    return False
+
+
+def walk(
+    buffers: Buffers, gradients: Gradients | None, product: Recurrent, projection: Tensor | None
+) -> Walk | None:
+    """Return what takes all steps of a call at once, or None."""
+    from noisin.fused.triton_walk import Walk
+
+    if isinstance(product, Drawn):
+        return None
+    return Walk(buffers, gradients, product.weight, projection, product.factor, product.offset)
+
+
+def steps(buffers: Buffers, gradients: Gradients | None) -> Steps:
+    """Return what takes the steps of a call one by one, besides their matrix products."""
+    from noisin.fused.triton_walk import Steps
+
+    return Steps(buffers, gradients)
