@@ -20,7 +20,8 @@ class Eager:
         self.buffers = buffers
         self.gradients = gradients
         self._cell = {"LSTM": _LSTM, "GRU": _GRU}.get(buffers.mode, _Elman)
-        lengths, steps = buffers.lengths, torch.arange(len(buffers.gates))
+        lengths = buffers.lengths
+        steps = torch.arange(len(buffers.gates), device=buffers.gates.device)
         self._valid = None if lengths is None else (steps[:, None] < lengths).unsqueeze(-1)
 
     def forward(self, t: int, product: Tensor) -> None:

@@ -101,7 +101,7 @@ def unroll(
         state[1] if len(state) > 1 else None,
         *(*hidden, *recurrent, *candidate, *masks),
         None if fresh is None else fresh.std,
-        None if lengths is None else lengths.to(torch.int64).contiguous(),
+        None if lengths is None else lengths.to(x.device, torch.int64).contiguous(),
         None if fresh is None else fresh.seeds,
         *(term, mode, reverse),
     )[:3]

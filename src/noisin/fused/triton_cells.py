@@ -283,7 +283,7 @@ def _within(c, t, tile, gradients):
 
 @triton.jit
 def _lstm_back(c, t, tile, dh):
-    i, f, g, o = _gates(c, t, tile)
+    i, f, g, o = _gates(c, t, tile)  # pyright: ignore[reportGeneralTypeIssues]
     old = read(before(c, c.cells, c.c0, t), c.hidden, tile)
     bounded, arrived = load(c, c.extra, t, tile), load(c, c.grads.cell, t, tile)
     inside, skips = arrived, zeros(tile)
@@ -308,7 +308,7 @@ def _lstm_back(c, t, tile, dh):
 
 @triton.jit
 def _gru_back(c, t, tile, dh):
-    r, z, n = _gates(c, t, tile)
+    r, z, n = _gates(c, t, tile)  # pyright: ignore[reportGeneralTypeIssues]
     old = read(before(c, c.states, c.h0, t), c.hidden, tile)
     inner = _of_candidate(c, t, tile, dh * (1 - z), n)
     reset = inner * load(c, c.extra, t, tile) * r * (1 - r)
