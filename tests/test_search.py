@@ -118,9 +118,76 @@ def test_settings_that_do_not_fit_are_refused(load, drawn, message):
         recipe.trial(load(), drawn)
 
 
-@pytest.mark.parametrize("name", [name for name in recipe.names() if recipe.load(name).search])
-def test_recipes_that_ship_have_spaces_that_can_be_drawn(name):
-    found = recipe.load(name)
+SHARED = """
+title = "T"
+[base]
+data = "bach"
+[search]
+space = { lr = [0.1, 0.2], hidden_size = [4] }
+[rows.plain]
+[rows.plain.search]
+[rows.noisy]
+noise = "hidden * Gaussian(1.0)"
+[rows.noisy.search]
+space = { std = { low = 0.1, high = 2 }, lr = [0.3] }
+settings = { noise = "hidden * Gaussian({std})" }
+[rows.fixed]
+"""
+
+
+def read(folder, text, changes=()):
+    (folder / "own.toml").write_text(text)
+    return recipe.load(str(folder / "own.toml"), changes)
+
+
+def test_rows_share_a_space_and_add_to_it(tmp_path):
+    found = read(tmp_path, SHARED)
+    assert list(found.searches) == ["plain", "noisy"]
+    assert found.search is None
+    plain, noisy = (found.swept(row).search for row in ("plain", "noisy"))
+    assert (plain.row, plain.space) == ("plain", {"lr": (0.1, 0.2), "hidden_size": (4,)})
+    assert noisy.space["lr"] == (0.3,)  # its own wins
+    assert set(noisy.space) == {"lr", "hidden_size", "std"}
+    drawn = {"lr": 0.3, "hidden_size": 4, "std": 0.5}
+    made = recipe.trial(found.swept("noisy"), drawn).config
+    assert (made.noise, made.lr, made.hidden_size) == ("hidden * Gaussian(0.5)", 0.3, 4)
+    left = read(tmp_path, SHARED, ["lr=1", "hidden_size=8"])
+    assert list(left.searches) == ["noisy"]
+    assert left.swept(None).search.row == "noisy"
+
+
+@pytest.mark.parametrize("row", [None, "fixed", "other"])
+def test_one_of_several_searches_is_named(tmp_path, row):
+    with pytest.raises(LabError, match="--only must name the row to search, one of plain, noisy"):
+        read(tmp_path, SHARED).swept(row)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (SHARED.replace("[search]", '[search]\nrow = "noisy"'), "either .search. names a row"),
+        (SHARED.replace("[rows.plain.search]", "[rows.plain]\nsearch = 3"), "TOML|tables"),
+        (SHARED.replace("[rows.plain.search]", "[rows.plain.search]\nspace = 3"), "be tables"),
+        (SHARED.split("[rows.plain.search]")[0], "some row must have a search of its own"),
+        (SHARED + "[rows.fixed.search]\nspaces = { lr = [1.0] }", "spaces"),
+    ],
+)
+def test_searches_that_fit_no_row_are_refused(tmp_path, text, message):
+    with pytest.raises(LabError, match=message):
+        read(tmp_path, text)
+
+
+def test_without_a_search_there_is_none_to_sweep(load):
+    with pytest.raises(LabError, match=r"needs a table \[search\]"):
+        load("lr = [0.1]", "", changes=["lr=1"]).swept(None)
+
+
+SEARCHES = [(name, row) for name in recipe.names() for row in recipe.load(name).searches]
+
+
+@pytest.mark.parametrize(("name", "row"), SEARCHES)
+def test_recipes_that_ship_have_spaces_that_can_be_drawn(name, row):
+    found = recipe.load(name).swept(row)
     assert found.search is not None
     for end in (1, -1):
         drawn = {

@@ -79,7 +79,8 @@ class Recipe(BaseModel):
         seeds: one run of each row for each of them.
         baseline: the row that the others are compared with.
         rows: the methods, by name.
-        search: what a sweep tries.
+        searches: what a sweep tries, by the row that it begins from.
+        search: the one of them that is swept; None where none or several are there.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -90,7 +91,28 @@ class Recipe(BaseModel):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     baseline: str
     rows: Annotated[dict[str, Row], Field(min_length=1)]
+    searches: dict[str, Search] = {}
     search: Search | None = None
+
+    def swept(self, row: str | None) -> Recipe:
+        """Return the recipe with the search of a row, or its only one.
+
+        Raises:
+            LabError: no such search, or several to choose from.
+        """
+        if not self.searches:
+            raise LabError(
+                f"recipe {self.name}: a sweep needs a table [search] in which --set leaves "
+                "something to draw; got none"
+            )
+        if row is None and len(self.searches) == 1:
+            (row,) = self.searches
+        if row is None or row not in self.searches:
+            raise LabError(
+                f"recipe {self.name}: --only must name the row to search, one of "
+                f"{', '.join(self.searches)}; got {row or 'none'}"
+            )
+        return self.model_copy(update={"search": self.searches[row]})
 
     def on(self, corpora: Container[tuple[str, str, int]]) -> Recipe:
         """Return the recipe with only the rows whose corpus (by its key) is among some."""
@@ -107,8 +129,9 @@ class Recipe(BaseModel):
 # settings that stay text, whatever they look like
 TEXTS = ("task", "data", "cell", "noise", "optimizer", "loss", "padding", "moments")
 TOP_KEYS = ("title", "seeds", "baseline", "base", "rows", "search")
+PARTS = ("space", "settings")  # of a search
 CORPUS = ("task", "data", "min_count")  # settings that decide the corpus of a run
-ROW_KEYS = ("label", "baseline", "published", "note")
+ROW_KEYS = ("label", "baseline", "published", "note", "search")
 ROW_NAME = re.compile(r"[A-Za-z0-9][\w.+*-]*")
 
 
@@ -172,7 +195,7 @@ def load(name: str, changes: Sequence[str] = (), only: Sequence[str] = ()) -> Re
         config = {"task": "music", **raw.get("base", {}), **own, **changed}
         fields = _settings(config["task"], name)
         _known(config, (*fields, *ROW_KEYS), f"{name}, row {row}")
-        about = {k: rows[row][k] for k in ROW_KEYS if k in rows[row]}
+        about = {k: rows[row][k] for k in ROW_KEYS if k in rows[row] and k != "search"}
         about = {"label": row, "baseline": baseline, **about}
         if about["baseline"] not in list(rows):
             raise LabError(
@@ -180,18 +203,56 @@ def load(name: str, changes: Sequence[str] = (), only: Sequence[str] = ()) -> Re
                 f"got {about['baseline']!r}"
             )
         recipe["rows"][row] = {**about, "config": _with_none(config)}
-    if "search" in raw:
-        recipe["search"] = raw["search"]
     try:
+        recipe["searches"] = _searches(raw.get("search"), rows)
         found = Recipe.model_validate(recipe)
-        if found.search is None:
-            return found
-        search = _checked_search(found.search, rows, raw.get("base", {}), changed)
-        return found.model_copy(update={"search": search})
+        searches = {
+            row: left
+            for row, search in found.searches.items()
+            if (left := _checked_search(search, rows, raw.get("base", {}), changed)) is not None
+        }
     except ValidationError as error:
         raise LabError(f"recipe {name}: {_told(error)}") from None
     except ValueError as error:
         raise LabError(f"recipe {name}: search: {error}") from None
+    only_one = next(iter(searches.values())) if len(searches) == 1 else None
+    return found.model_copy(update={"searches": searches, "search": only_one})
+
+
+def _searches(shared: Any, rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the searches as they stand, by row: what rows share and what each adds.
+
+    Raises:
+        ValueError: one that is no table, or is shared by no row.
+    """
+    own = {
+        row: said["search"]
+        for row, said in rows.items()
+        if isinstance(said, dict) and "search" in said
+    }
+    for table in (*own.values(), *([] if shared is None else [shared])):
+        if not isinstance(table, dict) or any(
+            not isinstance(table.get(part, {}), dict) for part in PARTS
+        ):
+            raise ValueError(f"search, its space and settings must be tables, got {table!r}")
+    if shared is not None and "row" in shared:
+        if own:
+            raise ValueError("either [search] names a row, or rows have searches of their own")
+        if not isinstance(rows.get(shared["row"]), dict):
+            raise ValueError(f"row must be one of {list(rows)}, got {shared['row']!r}")
+        return {shared["row"]: shared}
+    if shared is not None and not own:
+        raise ValueError("row must be named, or some row must have a search of its own")
+    common = shared or {}
+    return {
+        row: {
+            **common,
+            **table,
+            "row": row,
+            **{part: {**common.get(part, {}), **table.get(part, {})} for part in PARTS},
+        }
+        for row, table in own.items()
+    }
 
 
 def _checked_search(
@@ -200,10 +261,8 @@ def _checked_search(
     """Return a search without what was changed in every row; None where nothing is left.
 
     Raises:
-        ValueError: it begins from no row, or names what is no setting.
+        ValueError: it names what is no setting.
     """
-    if not isinstance(rows.get(search.row), dict):
-        raise ValueError(f"row must be one of {list(rows)}, got {search.row!r}")
     task = {**base, **rows[search.row], **changed}.get("task", "music")
     fields = [name for name in _settings(task, search.row) if name not in CORPUS]
     search.check(fields, CORPUS)

@@ -11,6 +11,12 @@ std = { low = 0.1, high = 2.0 }         # no setting: a name for what follows
 [search.settings]
 noise = "hidden * Gaussian({std})"      # text with values in it
 spectral_radius = "{std} * 1.2"         # of a number: factors
+
+Without ``row`` it is what searches of several rows share, each of which has a table of its own:
+
+[rows.noisin.search]
+space = { std = { low = 0.1, high = 2.0 } }
+settings = { noise = "hidden * Gaussian({std})" }
 """
 
 from __future__ import annotations

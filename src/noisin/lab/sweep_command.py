@@ -41,6 +41,7 @@ def sweep(
         float,
         typer.Option(min=1.0, help="Seconds without a sign of life before a trial is done anew."),
     ] = 60.0,
+    only: Annotated[str, typer.Option("--only", help="Row whose space is searched.")] = "",
     changes: Changes = [],
     data_dir: DataDir = None,
     out: Folder = Path("runs"),
@@ -53,12 +54,8 @@ def sweep(
         from noisin.lab import workers
     except ImportError as error:
         raise LabError(f'a sweep needs Optuna: pip install "noisin[lab]"; {error}') from None
-    chosen = recipe.load(name, changes)
-    if chosen.search is None:
-        raise LabError(
-            f"recipe {chosen.name}: a sweep needs a table [search] in which --set leaves "
-            "something to draw; got none"
-        )
+    chosen = recipe.load(name, changes).swept(only or None)
+    assert chosen.search is not None
     if sampler not in get_args(sweeps.Sampler):
         raise LabError(f"--sampler must be random or tpe; got {sampler!r}")
     row = chosen.rows[chosen.search.row]
