@@ -344,4 +344,4 @@ def test_every_kernel_compiles(arch, tmp_path):
     }
     for one in found:
         assert one["shared"] <= 99 * 1024, one
-        assert one["spilled"] <= 32, one
+        assert one["spilled"] <= 128, one

@@ -9,6 +9,8 @@ A matrix keeps its dtype, what it is multiplied with is rounded to that, and sum
 letters, and for what ``c``, ``t`` and a tile are, see ``noisin.fused.triton_cells``.
 """
 
+# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false
+
 import triton
 import triton.language as tl
 
@@ -18,8 +20,8 @@ from noisin.fused.triton_cells import (
     cell,
     cell_back,
     emit,
-    gate_of,
     load,
+    load_gates,
     perturbed,
     read,
     store,
@@ -43,18 +45,23 @@ def _products(c, t, tile, BLOCK_K: tl.constexpr):
     """Return W_hh z_{t-1} of each gate, z_{t-1} under the noise of ``recurrent``."""
     b, u, _ = tile
     last = before(c, c.states, c.h0, t)
-    totals = [zeros(tile) for _ in c.each_gate]
+    totals = ()
+    for _ in tl.static_range(c.gate_count):
+        totals += (zeros(tile),)
     for start in range(0, c.state, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         along, down = k[None, :], k[:, None]
         known = (b < c.batch) & (along < c.state)
         z = read(last, c.state, (b, along, known))
-        seen = [_seen(c, t, z, (b, along + n * c.state, known)) for n in c.each_draw]
+        seen = ()
+        for n in tl.static_range(c.draws):
+            seen += (_seen(c, t, z, (b, along + n * c.state, known)),)
         known = (u < c.hidden) & (down < c.state)
-        matrices = [
-            read(c.weight.at, c.state, (u + g * c.hidden, down, known)) for g in c.each_gate
-        ]
-        totals = [_dot(c, seen[g % len(seen)], matrices[g], totals[g]) for g in c.each_gate]
+        sums = ()
+        for g in tl.static_range(c.gate_count):
+            matrix = read(c.weight.at, c.state, (u + g * c.hidden, down, known))
+            sums += (_dot(c, seen[g if c.draws > 1 else 0], matrix, totals[g]),)
+        totals = sums
     return totals
 
 
@@ -90,11 +97,11 @@ def _down(c, x, t, matrix, tile, first, last, BLOCK_K: tl.constexpr):
 def _sent(c, t, tile, BLOCK_K: tl.constexpr):
     """Return what step t sends back to z_{t-1}: Σ_g factor_g ⊙ W_gᵀ dproduct_g."""
     b, u, inside = tile
-    rows: tl.constexpr = len(c.each_gate) * c.hidden // len(c.each_draw)
+    rows: tl.constexpr = c.gate_count * c.hidden // c.draws
     total = zeros(tile)
-    for n in range(len(c.each_draw)):
-        part = _down(c, c.grads.product, t, c.weight, tile, n * rows, (n + 1) * rows, BLOCK_K)
-        if c.recurrent_factor is not None:
+    for n in range(c.draws):
+        part = _down(c, c.grad_product, t, c.weight, tile, n * rows, (n + 1) * rows, BLOCK_K)
+        if c.recurrent_factor.at is not None:
             part *= load(c, c.recurrent_factor, t, (b, u + n * c.state, inside))
         total += part
     return total
@@ -107,8 +114,7 @@ def _sent(c, t, tile, BLOCK_K: tl.constexpr):
 def forward(c, t, product, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr):
     """From W_hh h_{t-1} to h_t before a projection."""
     tile = tile_of(c, c.hidden, BLOCK_B, BLOCK_H)
-    products = [load(c, product, t, gate_of(c, tile, g)) for g in c.each_gate]
-    store(c, c.inner, t, tile, cell(c, t, tile, products))
+    store(c, c.inner, t, tile, cell(c, t, tile, load_gates(c, product, t, tile)))
 
 
 @triton.jit(do_not_specialize=["t"])
@@ -122,18 +128,18 @@ def emit_state(c, t, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr):
 def absorb_state(c, t, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr):
     """The gradient of h_t before noise from what arrives at z_t."""
     tile = tile_of(c, c.state, BLOCK_B, BLOCK_H)
-    inside, skips = absorb(c, t, tile, load(c, c.grads.state, t, tile))
-    store(c, c.grads.raw, t, tile, inside)
-    store(c, c.grads.state, t, tile, skips)
+    inside, skips = absorb(c, t, tile, load(c, c.grad_state, t, tile))
+    store(c, c.grad_raw, t, tile, inside)
+    store(c, c.grad_state, t, tile, skips)
 
 
 @triton.jit(do_not_specialize=["t"])
 def backward(c, t, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr):
     """The gradients of both products from that of h_t before a projection."""
     tile = tile_of(c, c.hidden, BLOCK_B, BLOCK_H)
-    through = cell_back(c, t, tile, load(c, c.grads.inner, t, tile))
+    through = cell_back(c, t, tile, load(c, c.grad_inner, t, tile))
     if c.mode == "GRU":
-        store(c, c.grads.state, t, tile, load(c, c.grads.state, t, tile) + through)
+        store(c, c.grad_state, t, tile, load(c, c.grad_state, t, tile) + through)
 
 
 # A step with its products.
@@ -144,7 +150,7 @@ def step(c, t, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constex
     """From z_{t-1} to z_t, or to h_t before a projection."""
     tile = tile_of(c, c.hidden, BLOCK_B, BLOCK_H)
     h = cell(c, t, tile, _products(c, t, tile, BLOCK_K))
-    if c.projection is None:
+    if c.projection.at is None:
         emit(c, t, tile, h)
     else:
         store(c, c.inner, t, tile, h)
@@ -161,28 +167,28 @@ def project(c, t, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.cons
 def step_back(c, t, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr):
     """From the gradients of the next step's products to those of step t, or of W_hr h_t."""
     tile = tile_of(c, c.state, BLOCK_B, BLOCK_H)
-    arrived = load(c, c.grads.state, t, tile)
+    arrived = load(c, c.grad_state, t, tile)
     ends = t == 0 if c.reverse else t == c.steps - 1
     if not ends:
         arrived += _sent(c, t - 1 if c.reverse else t + 1, tile, BLOCK_K)
     inside, skips = absorb(c, t, tile, arrived)
-    if c.projection is None:
+    if c.projection.at is None:
         skips += cell_back(c, t, tile, inside)
     else:
-        store(c, c.grads.raw, t, tile, inside)
-    store(c, c.grads.state, t, tile, skips)
+        store(c, c.grad_raw, t, tile, inside)
+    store(c, c.grad_state, t, tile, skips)
 
 
 @triton.jit(do_not_specialize=["t"])
 def project_back(c, t, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr):
     """From the gradient of W_hr h_t to those of the products of step t; no GRU has W_hr."""
     tile = tile_of(c, c.hidden, BLOCK_B, BLOCK_H)
-    cell_back(c, t, tile, _down(c, c.grads.raw, t, c.projection, tile, 0, c.state, BLOCK_K))
+    cell_back(c, t, tile, _down(c, c.grad_raw, t, c.projection, tile, 0, c.state, BLOCK_K))
 
 
 @triton.jit(do_not_specialize=["t"])
 def send_back(c, t, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr):
     """The gradient of z_{t-1} from that of the products of step t."""
     tile = tile_of(c, c.state, BLOCK_B, BLOCK_H)
-    total = load(c, c.grads.state, t, tile) + _sent(c, t, tile, BLOCK_K)
-    store(c, c.grads.state, t, tile, total)
+    total = load(c, c.grad_state, t, tile) + _sent(c, t, tile, BLOCK_K)
+    store(c, c.grad_state, t, tile, total)

@@ -9,6 +9,8 @@ Letters: T steps, B sequences, H units, P size of h, G gates. ``c`` is the ``Cal
 return statement, at its end: Triton compiles what stands behind a return in a branch.
 """
 
+# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false
+
 import triton
 import triton.language as tl
 
@@ -63,6 +65,15 @@ def store(c, x, t, tile, value):
 
 
 @triton.jit
+def load_gates(c, x, t, tile):
+    """Return a tile a gate of step t of x [T, B, G·H]."""
+    values = ()
+    for g in tl.static_range(c.gate_count):
+        values += (load(c, x, t, gate_of(c, tile, g)),)
+    return values
+
+
+@triton.jit
 def zeros(tile):
     """Return 0 for each pair of a tile."""
     return tl.full(tile[2].shape, 0.0, tl.float32)
@@ -71,9 +82,9 @@ def zeros(tile):
 @triton.jit
 def perturbed(c, x, factor, offset, t, tile):
     """Return x ⊙ factor + offset."""
-    if factor is not None:
+    if factor.at is not None:
         x *= load(c, factor, t, tile)
-    if offset is not None:
+    if offset.at is not None:
         x += load(c, offset, t, tile)
     return x
 
@@ -151,7 +162,7 @@ def _candidate(c, t, tile, value):
 @triton.jit
 def _store_gates(c, x, t, tile, values):
     """Write a tile a gate to step t of x [T, B, G·H]."""
-    for g in tl.static_range(len(values)):  # pyright: ignore[reportGeneralTypeIssues]
+    for g in tl.static_range(len(values)):
         store(c, x, t, gate_of(c, tile, g), values[g])
 
 
@@ -165,7 +176,7 @@ def _lstm(c, t, tile, products):
     new = f * old + i * _candidate(c, t, tile, g)
     bounded = _tanh(new)
     h = o * bounded
-    if c.cell_kept is not None:
+    if c.cell_kept.at is not None:
         new = _mixed(new, old, load(c, c.cell_kept, t, tile))
     if c.lengths is not None:
         valid = _valid(c, t, tile)
@@ -208,14 +219,14 @@ def emit(c, t, tile, h):
     """Write z_t: h_t under the noise of ``hidden`` and zoneout."""
     z = perturbed(c, h, c.hidden_factor, c.hidden_offset, t, tile)
     last = before(c, c.states, c.h0, t)
-    if c.hidden_kept is not None:
+    if c.hidden_kept.at is not None:
         z = _mixed(z, read(last, c.state, tile), load(c, c.hidden_kept, t, tile))
     out = z
     if c.lengths is not None:
         valid = _valid(c, t, tile)
         z, out = tl.where(valid, z, read(last, c.state, tile)), tl.where(valid, z, 0.0)
     store(c, c.states, t, tile, z)
-    if c.out is not None:
+    if c.out.at is not None:
         store(c, c.out, t, tile, out)
 
 
@@ -226,20 +237,20 @@ def emit(c, t, tile, h):
 def absorb(c, t, tile, arrived):
     """Return the gradients of h_t before noise, and of z_{t-1} past it, from that of z_t."""
     total = arrived
-    if c.grads.out is not None:
-        total += load(c, c.grads.out, t, tile)
+    if c.grad_out.at is not None:
+        total += load(c, c.grad_out, t, tile)
     inside, skips = total, zeros(tile)
-    if c.hidden_kept is not None:
+    if c.hidden_kept.at is not None:
         skips = load(c, c.hidden_kept, t, tile) * total
         inside = total - skips
-    if c.hidden_factor is not None:
+    if c.hidden_factor.at is not None:
         inside *= load(c, c.hidden_factor, t, tile)
     if c.lengths is not None:
         valid = _valid(c, t, tile)
         total, inside = tl.where(valid, total, 0.0), tl.where(valid, inside, 0.0)
         skips = tl.where(valid, skips, arrived)
-    if c.grads.states is not None:
-        store(c, c.grads.states, t, tile, total)
+    if c.grad_states.at is not None:
+        store(c, c.grad_states, t, tile, total)
     return inside, skips
 
 
@@ -260,14 +271,9 @@ def cell_back(c, t, tile, dh):
 
 
 @triton.jit
-def _gates(c, t, tile):
-    return [load(c, c.gates, t, gate_of(c, tile, g)) for g in c.each_gate]
-
-
-@triton.jit
 def _of_candidate(c, t, tile, grad, value):
     """Return the gradient before the candidate's tanh, from that behind its noise."""
-    if c.candidate_factor is not None:
+    if c.candidate_factor.at is not None:
         grad *= load(c, c.candidate_factor, t, tile)
     return grad * (1 - value * value)
 
@@ -275,19 +281,21 @@ def _of_candidate(c, t, tile, grad, value):
 @triton.jit
 def _within(c, t, tile, gradients):
     """Return gradients, and 0 behind the end of a sequence."""
+    values = gradients
     if c.lengths is not None:
-        valid = _valid(c, t, tile)
-        gradients = [tl.where(valid, one, 0.0) for one in gradients]
-    return gradients
+        valid, values = _valid(c, t, tile), ()
+        for k in tl.static_range(len(gradients)):
+            values += (tl.where(valid, gradients[k], 0.0),)
+    return values
 
 
 @triton.jit
 def _lstm_back(c, t, tile, dh):
-    i, f, g, o = _gates(c, t, tile)  # pyright: ignore[reportGeneralTypeIssues]
+    i, f, g, o = load_gates(c, c.gates, t, tile)
     old = read(before(c, c.cells, c.c0, t), c.hidden, tile)
-    bounded, arrived = load(c, c.extra, t, tile), load(c, c.grads.cell, t, tile)
+    bounded, arrived = load(c, c.extra, t, tile), load(c, c.grad_cell, t, tile)
     inside, skips = arrived, zeros(tile)
-    if c.cell_kept is not None:
+    if c.cell_kept.at is not None:
         skips = load(c, c.cell_kept, t, tile) * arrived
         inside = arrived - skips
     inside += dh * o * (1 - bounded * bounded)
@@ -297,26 +305,26 @@ def _lstm_back(c, t, tile, dh):
         _of_candidate(c, t, tile, inside * i, g),
         dh * bounded * o * (1 - o),
     )
-    _store_gates(c, c.grads.product, t, tile, _within(c, t, tile, found))
+    _store_gates(c, c.grad_product, t, tile, _within(c, t, tile, found))
     carried = inside * f + skips
     if c.lengths is not None:
         carried = tl.where(_valid(c, t, tile), carried, arrived)
-    store(c, c.grads.cell, t, tile, carried)
-    if c.grads.cells is not None:
-        store(c, c.grads.cells, t, tile, _within(c, t, tile, (arrived,))[0])
+    store(c, c.grad_cell, t, tile, carried)
+    if c.grad_cells.at is not None:
+        store(c, c.grad_cells, t, tile, _within(c, t, tile, (arrived,))[0])
 
 
 @triton.jit
 def _gru_back(c, t, tile, dh):
-    r, z, n = _gates(c, t, tile)  # pyright: ignore[reportGeneralTypeIssues]
+    r, z, n = load_gates(c, c.gates, t, tile)
     old = read(before(c, c.states, c.h0, t), c.hidden, tile)
     inner = _of_candidate(c, t, tile, dh * (1 - z), n)
     reset = inner * load(c, c.extra, t, tile) * r * (1 - r)
     update = dh * (old - _candidate(c, t, tile, n)) * z * (1 - z)
     found = _within(c, t, tile, (reset, update, inner, inner * r, dh * z))
     reset, update, inner, product, through = found
-    _store_gates(c, c.grads.gates, t, tile, (reset, update, inner))
-    _store_gates(c, c.grads.product, t, tile, (reset, update, product))
+    _store_gates(c, c.grad_gates, t, tile, (reset, update, inner))
+    _store_gates(c, c.grad_product, t, tile, (reset, update, product))
     return through
 
 
@@ -329,4 +337,4 @@ def _elman_back(c, t, tile, dh):
         found = tl.where(h <= 0, 0.0, dh)
     else:
         found = dh * h * (1 - h)
-    _store_gates(c, c.grads.product, t, tile, _within(c, t, tile, (found,)))
+    _store_gates(c, c.grad_product, t, tile, _within(c, t, tile, (found,)))

@@ -22,87 +22,90 @@ class Rows(NamedTuple):
     """A tensor as the kernels read it.
 
     Args:
-        at: [T, B, width]; [1, B, width] or [B, width] where all steps share it.
+        at: [T, B, width]; [1, B, width] or [B, width] where all steps share it; None: not there.
         width: numbers of a row.
         held: whether all steps share it.
     """
 
-    at: Tensor
+    at: Tensor | None
     width: constexpr
     held: constexpr
 
 
-class Grads(NamedTuple):
-    """``Gradients`` as the kernels read them."""
-
-    state: Rows | None
-    cell: Rows | None
-    raw: Rows | None
-    inner: Rows | None
-    gates: Rows | None
-    product: Rows | None
-    out: Rows | None
-    states: Rows | None
-    cells: Rows | None
+NOTHING = Rows(None, constexpr(0), constexpr(True))
 
 
 class Call(NamedTuple):
     """What the kernels are told of one call; what has no word here is a field of ``Buffers``.
 
+    Numbers come last: of a tuple in a tuple, Triton 3.5 and 3.6 forget constants inside loops
+    where none of the outer tuple follows.
+
     Args:
+        out: nothing where it is ``states``.
+        weight: W_hh [G·H, P].
+        projection: W_hr [P, H].
+        recurrent_factor: [T, B, P], with a draw a gate G·P instead of P.
+        recurrent_offset: likewise.
+        grad_state: the field ``state`` of ``Gradients``, and so on.
         batch: B.
         steps: T.
         hidden: H.
         state: P.
-        each_gate: 0 … G-1.
-        each_draw: likewise where the noise of ``recurrent`` has a draw a gate, or else 0.
+        gate_count: G.
+        draws: of the noise of ``recurrent``, G where each gate has its own, or else 1.
         precision: of products with float32 matrices, "ieee" or "tf32".
-        out: None where it is ``states``.
-        weight: W_hh [G·H, P].
-        projection: W_hr [P, H] or None.
-        recurrent_factor: [T, B, P], with a draw a gate G·P instead of P.
-        recurrent_offset: likewise.
-        grads: of the way back.
     """
 
+    h0: Rows
+    c0: Rows
+    gates: Rows
+    cells: Rows
+    extra: Rows
+    states: Rows
+    out: Rows
+    inner: Rows
+    raw: Rows
+    hidden_factor: Rows
+    hidden_offset: Rows
+    candidate_factor: Rows
+    candidate_offset: Rows
+    hidden_kept: Rows
+    cell_kept: Rows
+    weight: Rows
+    projection: Rows
+    recurrent_factor: Rows
+    recurrent_offset: Rows
+    grad_state: Rows
+    grad_cell: Rows
+    grad_raw: Rows
+    grad_inner: Rows
+    grad_gates: Rows
+    grad_product: Rows
+    grad_out: Rows
+    grad_states: Rows
+    grad_cells: Rows
+    lengths: Tensor | None
+    bias: Tensor | None
+    inner_bias: Tensor | None
     batch: int
     steps: int
     hidden: constexpr
     state: constexpr
-    each_gate: tuple[constexpr, ...]
+    gate_count: constexpr
+    draws: constexpr
     precision: constexpr
     mode: constexpr
     reverse: constexpr
-    lengths: Tensor | None
-    bias: Tensor | None
-    inner_bias: Tensor | None
-    h0: Rows | None
-    c0: Rows | None
-    gates: Rows | None
-    cells: Rows | None
-    extra: Rows | None
-    states: Rows | None
-    out: Rows | None
-    inner: Rows | None
-    raw: Rows | None
-    hidden_factor: Rows | None
-    hidden_offset: Rows | None
-    candidate_factor: Rows | None
-    candidate_offset: Rows | None
-    hidden_kept: Rows | None
-    cell_kept: Rows | None
-    grads: Grads | None
-    each_draw: tuple[constexpr, ...] = (constexpr(0),)
-    weight: Rows | None = None
-    projection: Rows | None = None
-    recurrent_factor: Rows | None = None
-    recurrent_offset: Rows | None = None
 
 
-_ROWS = (
+_FORWARD = (
     *("gates", "cells", "extra", "states", "inner", "raw", "hidden_factor", "hidden_offset"),
     *("candidate_factor", "candidate_offset", "hidden_kept", "cell_kept"),
 )
+_BACKWARD = ("state", "cell", "raw", "inner", "gates", "product", "out", "states", "cells")
+_GIVEN = ("lengths", "bias", "inner_bias")
+_PRODUCT = ("weight", "projection", "recurrent_factor", "recurrent_offset")
 
 
 def serves(dtype: torch.dtype) -> bool:
@@ -170,7 +173,7 @@ class Walk:
         self._noises = draws * len(noise)
         self._steps = buffers.steps
         self._call = _told(buffers, gradients)._replace(
-            each_draw=_each(draws),
+            draws=constexpr(draws),
             weight=_contiguous(weight),
             projection=_contiguous(projection),
             recurrent_factor=_contiguous(factor),
@@ -179,9 +182,9 @@ class Walk:
 
     def forward(self) -> None:
         """From W_ih x and the first state to the outputs and the last state."""
-        call, gates = self._call, len(self._call.each_gate)
+        call, gates = self._call, self._call.gate_count.value
         launches = [_walking(kernels.step, call, call.hidden, call.weight, gates, self._noises)]
-        if call.projection is not None:
+        if call.projection.at is not None:
             launches.append(_walking(kernels.project, call, call.state, call.projection))
         _run(launches, self._steps)
 
@@ -189,7 +192,7 @@ class Walk:
         """From the gradients of those to what arrives at the products of each step."""
         call = self._call
         launches = [_walking(kernels.step_back, call, call.state, call.weight)]
-        if call.projection is not None:
+        if call.projection.at is not None:
             launches.append(_walking(kernels.project_back, call, call.hidden, call.projection))
         _run(launches, self._steps[::-1])
         _run([_walking(kernels.send_back, call, call.state, call.weight)], self._steps[:1])
@@ -217,11 +220,11 @@ class _Launch:
         self._blocks = [size for name, size in options.items() if name.startswith("BLOCK")]
         self._compiled = self._addresses = None
 
-    def __call__(self, t: int, *more: Rows | None) -> None:
-        states = self._call.states
+    def __call__(self, t: int, *more: Rows) -> None:
+        states = self._call.states.at
         if states is None:  # no sequences
             return
-        with torch.cuda.device_of(states.at):
+        with torch.cuda.device_of(states):
             if self._compiled is None:
                 compiled = self._kernel[self._grid](self._call, t, *more, **self._options)
                 if compiled is not None:  # Triton's interpreter has nothing to show
@@ -241,7 +244,7 @@ def _addresses(value: Any) -> Any:
     """Return nested tuples with an address for each tensor in them."""
     if isinstance(value, Tensor):
         return value.data_ptr()
-    if isinstance(value, Rows | Grads | Call):
+    if isinstance(value, Rows | Call):
         return type(value)(*map(_addresses, value))
     return value
 
@@ -256,7 +259,7 @@ def _walking(
     kernel: Any,
     call: Call,
     units: constexpr,
-    matrix: Rows | None,
+    matrix: Rows,
     products: int = 1,
     noises: int = 0,
 ) -> _Launch:
@@ -270,7 +273,7 @@ def _walking(
         products: how many products a program makes at once.
         noises: how many factors and offsets act on what the matrix is multiplied with.
     """
-    assert matrix is not None
+    assert matrix.at is not None
     column, row = products * matrix.at.element_size(), 4 * (1 + noises)
     return _Launch(kernel, call, units, blocks(call.batch, units.value, column, row))
 
@@ -303,42 +306,37 @@ def blocks(batch: int, units: int, column: int, row: int) -> dict[str, int | boo
 
 def _told(buffers: Buffers, gradients: Gradients | None) -> Call:
     """Return what the kernels are told of a call without its products."""
-    hidden, grads = buffers.inner.shape[-1], None
-    if gradients is not None:
-        grads = Grads(*(_rows(getattr(gradients, name)) for name in Grads._fields))
-    rows: dict[str, Any] = {name: _rows(getattr(buffers, name)) for name in _ROWS}
+    hidden = buffers.inner.shape[-1]
+    rows = {name: _rows(getattr(buffers, name)) for name in _FORWARD}
+    rows |= {f"grad_{name}": _rows(getattr(gradients, name, None)) for name in _BACKWARD}
+    rows |= dict.fromkeys(_PRODUCT, NOTHING)
+    given: dict[str, Any] = {name: getattr(buffers, name) for name in _GIVEN}
     return Call(
+        **rows,
+        **given,
+        h0=_rows(buffers.h0.float()),
+        c0=_rows(buffers.c0.float()),
+        out=NOTHING if buffers.out is buffers.states else _rows(buffers.out),
         batch=len(buffers.h0),
         steps=len(buffers.gates),
         hidden=constexpr(hidden),
         state=constexpr(buffers.h0.shape[-1]),
-        each_gate=_each(buffers.gates.shape[-1] // hidden),
+        gate_count=constexpr(buffers.gates.shape[-1] // hidden),
+        draws=constexpr(1),
         precision=constexpr("tf32" if _allows_tf32() else "ieee"),
         mode=constexpr(buffers.mode),
         reverse=constexpr(buffers.reverse),
-        h0=_rows(buffers.h0.float()),
-        c0=_rows(buffers.c0.float()),
-        out=None if buffers.out is buffers.states else _rows(buffers.out),
-        lengths=buffers.lengths,
-        bias=buffers.bias,
-        inner_bias=buffers.inner_bias,
-        grads=grads,
-        **rows,
     )
 
 
-def _each(count: int) -> tuple[constexpr, ...]:
-    return tuple(map(constexpr, range(count)))
+def _contiguous(tensor: Tensor | None) -> Rows:
+    return NOTHING if tensor is None else _rows(tensor.contiguous())
 
 
-def _contiguous(tensor: Tensor | None) -> Rows | None:
-    return None if tensor is None else _rows(tensor.contiguous())
-
-
-def _rows(tensor: Tensor | None) -> Rows | None:
-    """Return a contiguous tensor as the kernels read it, or None: it has no numbers."""
+def _rows(tensor: Tensor | None) -> Rows:
+    """Return a contiguous tensor as the kernels read it; nothing without numbers."""
     if tensor is None or not tensor.numel():
-        return None
+        return NOTHING
     assert tensor.is_contiguous()
     held = tensor.dim() == 2 or len(tensor) == 1
     return Rows(tensor, constexpr(tensor.shape[-1]), constexpr(held))
