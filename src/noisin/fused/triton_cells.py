@@ -1,7 +1,8 @@
 """What a step computes besides its matrix products, as functions of Triton kernels.
 
 Each has a twin in ``noisin.fused.eager``, which says what it computes in torch's operations.
-Numbers are float32 here, whatever they are in memory.
+Numbers are float32 here, whatever they are in memory. T·B·G·H may exceed 2³¹, B·G·H and the
+numbers of a matrix may not.
 
 Letters: T steps, B sequences, H units, P size of h, G gates. ``c`` is the ``Call`` of
 ``noisin.fused.triton_walk``, ``t`` a step, and a tile what one program computes: sequences b
