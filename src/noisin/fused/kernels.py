@@ -20,8 +20,8 @@ from noisin.fused.triton_cells import (
     cell,
     cell_back,
     emit,
+    gate_of,
     load,
-    load_gates,
     perturbed,
     read,
     store,
@@ -114,7 +114,10 @@ def _sent(c, t, tile, BLOCK_K: tl.constexpr):
 def forward(c, t, product, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr):
     """From W_hh h_{t-1} to h_t before a projection."""
     tile = tile_of(c, c.hidden, BLOCK_B, BLOCK_H)
-    store(c, c.inner, t, tile, cell(c, t, tile, load_gates(c, product, t, tile)))
+    products = ()
+    for g in tl.static_range(c.gate_count):
+        products += (read(product, c.gates.width, gate_of(c, tile, g)).to(tl.float32),)
+    store(c, c.inner, t, tile, cell(c, t, tile, products))
 
 
 @triton.jit(do_not_specialize=["t"])

@@ -66,15 +66,6 @@ def store(c, x, t, tile, value):
 
 
 @triton.jit
-def load_gates(c, x, t, tile):
-    """Return a tile a gate of step t of x [T, B, G·H]."""
-    values = ()
-    for g in tl.static_range(c.gate_count):
-        values += (load(c, x, t, gate_of(c, tile, g)),)
-    return values
-
-
-@triton.jit
 def zeros(tile):
     """Return 0 for each pair of a tile."""
     return tl.full(tile[2].shape, 0.0, tl.float32)
@@ -272,6 +263,14 @@ def cell_back(c, t, tile, dh):
 
 
 @triton.jit
+def _gates(c, t, tile):
+    values = ()
+    for g in tl.static_range(c.gate_count):
+        values += (load(c, c.gates, t, gate_of(c, tile, g)),)
+    return values
+
+
+@triton.jit
 def _of_candidate(c, t, tile, grad, value):
     """Return the gradient before the candidate's tanh, from that behind its noise."""
     if c.candidate_factor.at is not None:
@@ -292,7 +291,7 @@ def _within(c, t, tile, gradients):
 
 @triton.jit
 def _lstm_back(c, t, tile, dh):
-    i, f, g, o = load_gates(c, c.gates, t, tile)
+    i, f, g, o = _gates(c, t, tile)
     old = read(before(c, c.cells, c.c0, t), c.hidden, tile)
     bounded, arrived = load(c, c.extra, t, tile), load(c, c.grad_cell, t, tile)
     inside, skips = arrived, zeros(tile)
@@ -317,7 +316,7 @@ def _lstm_back(c, t, tile, dh):
 
 @triton.jit
 def _gru_back(c, t, tile, dh):
-    r, z, n = load_gates(c, c.gates, t, tile)
+    r, z, n = _gates(c, t, tile)
     old = read(before(c, c.states, c.h0, t), c.hidden, tile)
     inner = _of_candidate(c, t, tile, dh * (1 - z), n)
     reset = inner * load(c, c.extra, t, tile) * r * (1 - r)

@@ -130,7 +130,7 @@ class Steps:
 
     def forward(self, t: int, product: Tensor) -> None:
         """From W_hh h_{t-1} to h_t before a projection."""
-        self._forward(t, _rows(product))
+        self._forward(t, product.contiguous())
 
     def emit(self, t: int) -> None:
         """z_t: h_t under the noise of ``hidden`` and zoneout."""
@@ -220,7 +220,7 @@ class _Launch:
         self._blocks = [size for name, size in options.items() if name.startswith("BLOCK")]
         self._compiled = self._addresses = None
 
-    def __call__(self, t: int, *more: Rows) -> None:
+    def __call__(self, t: int, *more: Tensor) -> None:
         states = self._call.states.at
         if states is None:  # no sequences
             return
