@@ -76,6 +76,17 @@ def test_table_is_the_mean_and_the_paired_difference(done):
     assert list(lines["noisy"].monte_carlo) == [1, 2, 4]
 
 
+def test_runs_of_another_layout_are_a_row_of_their_own(done):
+    found = records.read([done])
+    together = found[0].environment.model_copy(update={"processes": 2, "precision": "bf16-mixed"})
+    other = found[0].model_copy(update={"environment": together, "hash": "another"})
+    rows = report.by_row([*found, other])
+    name = f"{other.row} (2 processes, bf16-mixed)"
+    assert set(rows) == {"plain", "noisy", name}
+    assert rows[name] == [other]
+    assert len(rows[other.row]) == 3
+
+
 def test_difference_is_over_the_seeds_both_have(done):
     rows = report.by_row(records.read([done]))
     rows["plain"] = [r for r in rows["plain"] if r.seed != 2]
