@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from cases import ALL_KINDS
+from cases import ALL_KINDS, make, plain_with_gradients, pulled_back, seeded, zeros
+from conftest import assert_close_to_float64
 from noisin.functional import path_of
 from noisin.fused import cuda, operator
 from noisin.stack import Stack
-from test_fused import NOISE, PAIRS, assert_plain, made
+from test_fused import NOISE, PAIRS, assert_plain, fused, made
 from test_fused_types import ROWS, assert_low_precision
 from test_triton import DEVICE, rounding_interpreter  # noqa: F401
 
@@ -15,34 +16,59 @@ SOME = [pair for index, pair in enumerate(PAIRS) if index % 5 == 2]
 LIKE = torch.float32, torch.device("cuda")
 
 
-@pytest.fixture(autouse=True)
-def _by_kernels(monkeypatch):
-    """Let the kernels take the steps; without a GPU in Triton's interpreter on the CPU."""
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Let the kernels take the steps of layers on the CPU, in Triton's interpreter."""
     if DEVICE == "cuda":
-        pytest.skip("these layers are on the CPU")
+        pytest.skip("where there is a GPU, kernels are compiled for it")
     monkeypatch.setattr(operator, "_DEVICES", {"cpu": cuda})
 
 
+in_the_interpreter = pytest.mark.usefixtures("interpreted")
+
+
+@in_the_interpreter
 @pytest.mark.parametrize(("row", "kind"), SOME)
 def test_rows_are_the_plain_loop(row, kind):
     case = made(kind, row, 3, 3, 3, 5, num_layers=2, bidirectional=True)
     assert_plain(*case, lengths=torch.tensor([2, 3, 1]))
 
 
+@in_the_interpreter
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_several_tiles_of_every_cell(kind):
     assert_plain(*made(kind, NOISE, 2, 17, 3, 33))
 
 
+@in_the_interpreter
 def test_projected():
     assert_plain(*made("LSTM", NOISE, 3, 3, 3, 7, proj_size=4))
 
 
+@in_the_interpreter
 @pytest.mark.usefixtures("rounding_interpreter")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("kind", "row"), ROWS)
 def test_low_precision_is_no_worse_than_the_plain_loop(dtype, kind, row):
     assert_low_precision(dtype, kind, row, {"num_layers": 2})
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_real_sizes_on_a_gpu(kind, dtype):
+    """The plain loop on the same GPU is what it is compared with, TF32 off."""
+    layer = make(kind, 650, 650, noise=NOISE, device=DEVICE, dtype=dtype)
+    x = seeded(35, 20, 650).to(DEVICE, dtype).requires_grad_()
+    hx = [seeded(*z.shape).to(DEVICE, dtype).requires_grad_() for z in zeros(layer, x)]
+    drawn, lengths = layer.draw(x.detach()), torch.arange(16, 36)
+    for noise in (one for entries in drawn.values() for one in entries):
+        noise.requires_grad_()
+    found = pulled_back(*fused(layer, x, tuple(hx), drawn, lengths, path="cuda"))
+    others = [
+        plain_with_gradients(layer, x, hx, drawn, lengths, one) for one in (dtype, torch.float64)
+    ]
+    assert_close_to_float64(found, *others)
 
 
 def test_the_chooser_on_cuda(monkeypatch):
