@@ -34,6 +34,7 @@ def test_all_rows_are_here():
         "noisin-first": 6 * 4 + 2,
         "nottingham": 5,
         "piano-midi": 5,
+        "ognawala-bayer": 9,
         "overfitting": 2,
         "ptb": 3,
         "wikitext-2": 3,
