@@ -418,6 +418,19 @@ def test_what_is_no_text_is_named_by_its_line(tmp_path, monkeypatch, workers):
     assert list((tmp_path / "cache" / "tokens").iterdir()) == []
 
 
+def test_a_killed_worker_is_told_in_words():
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    def results():
+        yield 1
+        raise TerminatedWorkerError("a worker was killed")
+
+    found = numbering._unless_killed(results())
+    assert next(found) == 1
+    with pytest.raises(LabError, match="numbers words was killed, perhaps for want of memory"):
+        next(found)
+
+
 def test_what_was_begun_is_removed(tmp_path, monkeypatch):
     monkeypatch.setenv("NOISIN_CACHE", str(tmp_path / "cache"))
     for split, text in (("train", b"a b\n"), ("valid", b"a b\n"), ("test", b"\xff\n")):
