@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ INSIDE = (
     *("weight_ih", "recurrent", "weight_hh"),
     *("candidate", "hidden", "zoneout_hidden", "zoneout_cell"),
 )
-_FUSED: dict[str, Path] = {"cpu": "cpu", "cuda": "cuda"}  # path by device
+_FUSED: tuple[Path, ...] = ("cpu", "cuda")  # paths that bear the name of their device
 KERNELS = {
     "LSTM": torch.lstm,
     "GRU": torch.gru,
@@ -74,10 +74,10 @@ def path_of(
     refusal = fused.refusal(stack, found, layer, dtype, device)
     why = _beyond_torch(stack, found, layer)
     if why:
-        return ("reference", f"{why}; {refusal}") if refusal else (_FUSED[device.type], why)
+        return ("reference", f"{why}; {refusal}") if refusal else (cast(Path, device.type), why)
     if found and not refusal and fused.is_faster(stack.mode, dtype, device):
         cell = stack.mode.partition("_")[0]
-        return _FUSED[device.type], f"the fused recurrence is faster than torch's {cell}"
+        return cast(Path, device.type), f"the fused recurrence is faster than torch's {cell}"
     return "torch", "no noise acts inside the recurrence"
 
 
@@ -195,9 +195,9 @@ def _checked(path: Path | None, stack: Stack, found: Places, layer: int, x: Tens
         raise ValueError(f"path={path!r} runs tensors, and the layer takes moments; {why}")
     if path == "torch" and (_is_transformed() or _beyond_torch(stack, found, layer)):
         raise ValueError(f'path="torch" needs torch\'s own kernel to serve the layer; {why}')
-    if path in _FUSED.values():
+    if path in _FUSED:
         refusal = fused.refusal(stack, found, layer, x.dtype, x.device)
-        if _FUSED.get(x.device.type) != path:
+        if x.device.type != path:
             refusal = f"the layer is on {x.device.type}"
         if refusal or chosen == "reference":
             needs = f'path="{path}" needs the fused recurrence to serve the layer'
@@ -357,7 +357,7 @@ def _kernel(
 _RUN: dict[str, Callable[..., Any]] = {
     "torch": _kernel,
     "reference": _loop,
-    **dict.fromkeys(_FUSED.values(), _fused),
+    **dict.fromkeys(_FUSED, _fused),
 }
 
 

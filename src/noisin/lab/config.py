@@ -215,6 +215,12 @@ TASKS: dict[str, type[MusicConfig] | type[WordsConfig]] = {
 AnyConfig = Annotated[MusicConfig | WordsConfig, Field(discriminator="task")]
 
 
+def layout_of(processes: int, precision: Precision, accelerator: Accelerator) -> tuple[str, ...]:
+    """Return what of a run's processes decides its numbers, in words: nothing of a plain one."""
+    several = (f"{processes} processes",) if processes > 1 else ()
+    return several + tuple(one for one in (precision, accelerator) if one not in ("32-true", "cpu"))
+
+
 def propagates(noise: str) -> bool:
     """Return whether some term, in text form, is propagated instead of drawn."""
     return any(getattr(term, "estimate", "") == "moments" for term in terms_of(parse(noise)))

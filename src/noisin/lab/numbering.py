@@ -152,16 +152,8 @@ def number(sources: Sequence[Source], folder: Path, min_count: int) -> None:
     """
     make_folder(folder)
     pieces = [source.pieces() for source in sources]
-    counts, tokens, lines = Counter[str](), [], []
-    for split, cut in enumerate(pieces):
-        every = [0, 0]
-        places = []
-        for found in _each(_count, [(piece, split == 0) for piece in cut]):
-            counts.update(found.words)
-            places.append(every[0])
-            every = [every[0] + found.tokens, every[1] + found.lines]
-        tokens.append((every[0], places))
-        lines.append(every[1])
+    counts = Counter[str]()
+    sizes = [_sizes(cut, None if split else counts) for split, cut in enumerate(pieces)]
     if len(counts) < 2:
         raise LabError(f"{sources[0].path}: a corpus must have words; got {sum(counts.values())}")
     kept = [w for w, n in counts.most_common() if n >= min_count or w in (EOS, UNKNOWN)]
@@ -172,25 +164,40 @@ def number(sources: Sequence[Source], folder: Path, min_count: int) -> None:
     with write_aside(vocabulary) as file:
         file.write(json.dumps(kept).encode())
     about: dict[str, object] = {"vocabulary": kept}
-    for split, source, cut, (count, places), ended in zip(
-        SPLITS, sources, pieces, tokens, lines, strict=True
-    ):
-        if not count:
+    for split, source, cut, size in zip(SPLITS, sources, pieces, sizes, strict=True):
+        if not size.tokens:
             raise LabError(f"{source.path}: every split must have a line; this one is empty")
-        with write_aside(folder / f"{split}.tokens") as file:
-            file.truncate(count * TYPE.itemsize)
+        path = folder / f"{split}.tokens"
+        with write_aside(path) as file:
+            file.truncate(size.tokens * TYPE.itemsize)
             aside = Path(file.name)
-            given = [
-                (one, vocabulary, aside, place) for one, place in zip(cut, places, strict=True)
-            ]
-            for _ in _each(_write, given):
+            placed = zip(cut, size.places, strict=True)
+            for _ in _each(_write, [(one, vocabulary, aside, place) for one, place in placed]):
                 pass
-        sha = sha_of(folder / f"{split}.tokens")
-        about[split] = {"tokens": count, "lines": ended, "sha256": sha}
+        about[split] = {"tokens": size.tokens, "lines": size.lines, "sha256": sha_of(path)}
     vocabulary.unlink()
     _numbers.cache_clear()
     with write_aside(folder / "corpus.json") as file:
         file.write(json.dumps(about).encode())
+
+
+class _Sizes(NamedTuple):
+    """The tokens and lines of a split, and where the tokens of each piece begin."""
+
+    tokens: int
+    lines: int
+    places: list[int]
+
+
+def _sizes(cut: Sequence[Source], counts: Counter[str] | None) -> _Sizes:
+    """Count the pieces of a split, and add their words to ``counts`` if they are wanted."""
+    tokens, lines, places = 0, 0, []
+    for found in _each(_count, [(piece, counts is not None) for piece in cut]):
+        if counts is not None:
+            counts.update(found.words)
+        places.append(tokens)
+        tokens, lines = tokens + found.tokens, lines + found.lines
+    return _Sizes(tokens, lines, places)
 
 
 def _each(function: Callable[..., Any], given: Sequence[tuple[Any, ...]]) -> Iterator[Any]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from noisin.lab import LabError
-from noisin.lab.config import Accelerator, AnyConfig, Precision
+from noisin.lab.config import Accelerator, AnyConfig, Precision, layout_of
 from noisin.lab.task import Loss, Stopped, Task
 
 T = TypeVar("T")
@@ -115,9 +115,7 @@ class Ranks:
     @property
     def decides(self) -> tuple[str, ...]:
         """What of the processes decides the numbers of a run: nothing for a plain one."""
-        several = (f"{self.size} processes",) if self.size > 1 else ()
-        others = (self.precision, self.accelerator)
-        return several + tuple(one for one in others if one not in ("32-true", "cpu"))
+        return layout_of(self.size, self.precision, self.accelerator)
 
     def setup(self, task: Task) -> Callable[[Any], Loss]:
         """Bring a task's model to its device, and return what gives the loss of a batch."""
@@ -229,7 +227,7 @@ class FabricRanks(Ranks):
             from lightning_fabric.strategies.ddp import DDPStrategy
         except ImportError as error:
             raise LabError(
-                f"several processes, other devices and precisions need Lightning Fabric: pip "
+                "several processes, other devices and precisions need Lightning Fabric: pip "
                 f'install "noisin[lab]"; {error}'
             ) from None
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)

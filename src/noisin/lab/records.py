@@ -16,13 +16,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import noisin
 from noisin.lab import LabError
-from noisin.lab.config import Accelerator, AnyConfig, Precision
+from noisin.lab.config import Accelerator, AnyConfig, Precision, layout_of
 from noisin.lab.files import write_aside
 from noisin.lab.recipe import Published
 from noisin.lab.task import Scores
 
 SCHEMA = 1
-PLAIN = ("32-true", "cpu")  # what is not worth telling of a run
 LIBRARIES = ("numpy", "pydantic", "safetensors")
 
 
@@ -86,9 +85,7 @@ class Environment(BaseModel):
     @property
     def layout(self) -> str:
         """What of it decides the numbers of a run, in words: nothing for a plain one."""
-        several = [f"{self.processes} processes"] if self.processes > 1 else []
-        others = [one for one in (self.precision, self.accelerator) if one not in PLAIN]
-        return ", ".join(several + others)
+        return ", ".join(layout_of(self.processes, self.precision, self.accelerator))
 
 
 class Record(BaseModel):

@@ -111,15 +111,8 @@ def by_row(records: Sequence[Record]) -> dict[str, list[Record]]:
     for (row, _), runs in rows.items():
         several = variants[row]
         told = differing([other[0].config for other in several])
-        extra = ", ".join(
-            filter(
-                None,
-                [
-                    *(f"{key}={getattr(runs[0].config, key)}" for key in told),
-                    runs[0].environment.layout,
-                ],
-            )
-        )
+        parts = [f"{key}={getattr(runs[0].config, key)}" for key in told]
+        extra = ", ".join(filter(None, [*parts, runs[0].environment.layout]))
         named[f"{row} ({extra})" if extra and len(several) > 1 else row] = runs
     return named
 

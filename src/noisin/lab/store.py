@@ -56,13 +56,13 @@ def _resume(url: str, part: Path, path: Path) -> None:
         if begun and answer.status_code in (WHOLE, BEYOND):  # no parts, or those of another file
             part.unlink()
             if answer.status_code == BEYOND:
-                return _resume(url, part, path)
+                _resume(url, part, path)
+                return
         answer.raise_for_status()
         with part.open("ab") as file:
             for block in answer.iter_content(BLOCK):
                 file.write(block)
     os.replace(part, path)
-    return None
 
 
 def download(
