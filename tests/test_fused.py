@@ -21,7 +21,7 @@ from cases import (
 from conftest import assert_bit_equal, assert_close_to_float64, flat
 from noisin import LSTM
 from noisin.functional import path_of, recur
-from noisin.fused import blas, compiled, operator, products
+from noisin.fused import blas, compiled, products, unroll
 from noisin.fused.given import Given, checked
 from noisin.stack import places
 
@@ -82,7 +82,7 @@ def made(kind, noise, time, batch, features, hidden, scale=1.0, **options):
 def refused(row, kind):
     layer = make(kind, 3, 5, 2, noise=row)
     return any(
-        operator.refusal(layer.stack, places(layer.stack, layer.noise), i, *LIKE) for i in (0, 1)
+        unroll.refusal(layer.stack, places(layer.stack, layer.noise), i, *LIKE) for i in (0, 1)
     )
 
 

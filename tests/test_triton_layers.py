@@ -21,7 +21,7 @@ def interpreted(monkeypatch):
     """Let the kernels take the steps of layers on the CPU, in Triton's interpreter."""
     if DEVICE == "cuda":
         pytest.skip("where there is a GPU, kernels are compiled for it")
-    monkeypatch.setattr(operator, "_DEVICES", {"cpu": cuda})
+    monkeypatch.setattr(operator, "DEVICES", {"cpu": cuda})
 
 
 in_the_interpreter = pytest.mark.usefixtures("interpreted")
@@ -73,7 +73,7 @@ def test_real_sizes_on_a_gpu(kind, dtype):
 
 def test_the_chooser_on_cuda(monkeypatch):
     """The kernels serve what acts inside, cuDNN what does not, and the plain loop the rest."""
-    monkeypatch.setattr(operator, "_DEVICES", {"cuda": cuda})
+    monkeypatch.setattr(operator, "DEVICES", {"cuda": cuda})
     stack = Stack("LSTM", 3, 5, 1)
 
     def chosen(noise, dtype=torch.float32):

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from noisin import propagated, reference
 from noisin.draws import Draws, acting
-from noisin.fused import operator as fused
+from noisin.fused import unroll as fused
 from noisin.noise import Term
 from noisin.product import Acting, Preactivation, perturb_held
 from noisin.propagated import Propagation

@@ -21,120 +21,15 @@ from noisin.fused.gradients import of_noise, of_weights
 from noisin.fused.products import multiply
 from noisin.fused.recurrent import Drawn, Recurrent, Tied, Untied
 from noisin.noise import Noise
-from noisin.product import Acting, Fresh, Perturbation, multiply_all, noisy_product, perturb_held
-from noisin.reference import Inside, State, Weights
-from noisin.stack import Places, Stack, is_held
+from noisin.product import Fresh
 from noisin.text import parse
 
-_DEVICES = {"cpu": cpu, "cuda": cuda}
-
-
-def refusal(
-    stack: Stack, found: Places, layer: int, dtype: torch.dtype, device: torch.device
-) -> str:
-    """Return why the fused recurrence cannot run a layer, or ""; arguments as ``path_of``."""
-    if device.type not in _DEVICES:
-        return f"the fused recurrence is for {' and '.join(_DEVICES)}, not {device.type}"
-    if unserved := _DEVICES[device.type].refusal(dtype):
-        return unserved
-    for direction in stack.directions:
-        recurrent = found.get(f"recurrent_l{layer}{direction}", ())
-        in_weight = found.get(f"weight_hh_l{layer}{direction}", ())
-        terms = [one for one in (*recurrent, *in_weight) if isinstance(one, Noise)]
-        if any(one.estimate != "sample" for one in terms):
-            return "only the plain loop knows the formulas of @ preactivation in the recurrence"
-        if is_held(in_weight):
-            continue
-        *kept, last = in_weight
-        if not is_held(kept) or last.hold == "cumulative":  # pyright: ignore
-            return "only the plain loop makes several matrices of weight_hh a step, or keeps them"
-        if any(one.gates == "untied" for one in terms):
-            return "only the plain loop draws weight_hh under noise of each gate's own"
-    return ""
-
-
-def is_faster(mode: str, dtype: torch.dtype, device: torch.device) -> bool:
-    """Return whether torch's own kernel would take longer for what both can do."""
-    return _DEVICES[device.type].is_faster(mode, dtype)
-
-
+DEVICES = {"cpu": cpu, "cuda": cuda}  # who takes the steps
 _REQUIRED = {"x", "weight_hh", "h0"}
 _SCHEMA = ", ".join(
     [f"Tensor{'' if name in _REQUIRED else '?'} {name}" for name in Given._fields[:-3]]
     + ["str term", "str mode", "bool reverse"]
 )
-
-
-def unroll(
-    mode: str,
-    x: Tensor,
-    state: State,
-    weights: Weights,
-    inside: Inside,
-    *,
-    lengths: Tensor | None = None,
-    reverse: bool = False,
-) -> tuple[Tensor, State]:
-    """Run one layer in one direction; arguments and results as ``noisin.reference.unroll``.
-
-    Args:
-        mode: key of ``noisin.reference.STEPS``.
-        x: [T, B, I].
-        state: (h_0,) or (h_0, c_0).
-        weights: parameters of the layer and direction.
-        inside: what acts here, by site.
-        lengths: [B], steps of each sequence; all T without it.
-        reverse: run from the last step to the first.
-    """
-    ih, bias = weights.ih, weights.bias_ih
-    if inside.get("input") or inside.get("weight_ih"):
-        on_x, on_weight = inside.get("input", ()), inside.get("weight_ih", ())
-        x = multiply_all(noisy_product(ih, bias, on_x, on_weight, len(x)), x)
-        ih = bias = None
-    hidden, recurrent, candidate = (
-        combined(inside.get(site, ())) for site in ("hidden", "recurrent", "candidate")
-    )
-    masks = (_mask(inside.get(f"zoneout_{name}", ())) for name in ("hidden", "cell"))
-    hh, term, fresh = _drawn(weights.hh, inside.get("weight_hh", ()))
-    out, *final = torch.ops.noisin.recurrence(
-        *(x, ih, hh, bias, weights.bias_hh, weights.hr, state[0]),
-        state[1] if len(state) > 1 else None,
-        *(*hidden, *recurrent, *candidate, *masks),
-        None if fresh is None else fresh.std,
-        None if lengths is None else lengths.to(x.device, torch.int64).contiguous(),
-        None if fresh is None else fresh.seeds,
-        *(term, mode, reverse),
-    )[:3]
-    return out, tuple(final[: len(state)])
-
-
-def combined(acting: Sequence[Acting]) -> tuple[Tensor | None, Tensor | None]:
-    """Return perturbations applied from left to right as one factor and one offset."""
-    factor = offset = None
-    gates = max([1, *(one.gates for one in acting if isinstance(one, Perturbation))])
-    for one in acting:
-        assert isinstance(one, Perturbation)
-        value = one.value if one.gates == gates else one.value.repeat(1, 1, gates)
-        if one.operator == "*":
-            factor = value if factor is None else factor * value
-            offset = None if offset is None else offset * value
-        else:
-            offset = value if offset is None else offset + value
-    return factor, offset
-
-
-def _mask(acting: Sequence[Acting]) -> Tensor | None:
-    return acting[0].value if acting else None  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _drawn(weight: Tensor, acting: Sequence[Acting]) -> tuple[Tensor, str, Fresh | None]:
-    """Return W_hh with the noise held in it, and the noise drawn anew at each step, if any."""
-    if not acting:
-        return weight, "", None
-    *kept, last = acting
-    assert isinstance(last, Fresh)
-    law = f"weight_hh {last.operator} {last.law}"
-    return perturb_held(weight, kept), law, last
 
 
 def _product(given: Given) -> Recurrent:
@@ -231,7 +126,7 @@ def _new(given: Given, gates: Tensor) -> Kept:
 
 def _forward(given: Given, buffers: Buffers, product: Recurrent) -> None:
     """Walk through time, from the first step to the last."""
-    device, hr = _DEVICES[given.x.device.type], _projection(given, buffers)
+    device, hr = DEVICES[given.x.device.type], _projection(given, buffers)
     if whole := device.walk(buffers, None, product, hr):
         whole.forward()
         return
@@ -251,7 +146,7 @@ def _projection(given: Given, buffers: Buffers) -> Tensor | None:
 
 def _backward(given: Given, buffers: Buffers, grads: Gradients, product: Recurrent) -> None:
     """Walk back through time, from the last step to the first."""
-    device, hr = _DEVICES[given.x.device.type], _projection(given, buffers)
+    device, hr = DEVICES[given.x.device.type], _projection(given, buffers)
     if whole := device.walk(buffers, grads, product, hr):
         whole.backward()
         return
