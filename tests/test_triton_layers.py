@@ -10,7 +10,7 @@ from noisin.fused import cuda, operator
 from noisin.stack import Stack
 from test_fused import NOISE, PAIRS, assert_plain, fused, made
 from test_fused_types import ROWS, assert_low_precision
-from test_triton import DEVICE, rounding_interpreter  # noqa: F401
+from test_triton import DEVICE, rounding_interpreter  # noqa: F401 (a fixture, used by name)
 
 SOME = [pair for index, pair in enumerate(PAIRS) if index % 5 == 2]
 LIKE = torch.float32, torch.device("cuda")

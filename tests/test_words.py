@@ -1,6 +1,5 @@
 """Words: perplexity is the hand count, whatever the window; every token is predicted once."""
 
-import collections
 import math
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 
 from conftest import assert_bit_equal, assert_close_to_float64
 from lab_cases import benchmark_folder
-from noisin.lab import LabError, data, evaluate, numbering, records, tokens, train
+from noisin.lab import LabError, data, evaluate, records, tokens, train
 from noisin.lab.config import WordsConfig
 from noisin.lab.recipe import Row
 from noisin.lab.train import Job
@@ -361,74 +360,6 @@ def test_damage_that_keeps_the_size_is_refused(corpus, tmp_path, name, rule):
     assert path.read_bytes() != old
     with pytest.raises(LabError, match=rule):
         tokens.load(str(tmp_path))
-
-
-def test_long_lines_are_read_in_parts(tmp_path, monkeypatch):
-    """The same tokens, whatever the block; words and letters of several bytes are never cut."""
-    monkeypatch.setenv("NOISIN_CACHE", str(tmp_path / "cache"))
-    line = "naïve  Straße\t日本語 a bb ccc dddd"
-    text = "\ufeff" + f"{line}\n\n{line} {line}\n" * 3 + f"{line}\r\n{line}"
-    for split in ("train", "valid", "test"):
-        (tmp_path / f"{split}.txt").write_text(text, encoding="utf-8", newline="")
-    whole = tokens.load(str(tmp_path))
-    expected = [w for part in text[1:].split("\n") for w in (*part.split(), "<eos>")]
-    assert [whole.vocabulary[i] for i in whole.splits["train"]] == expected
-    assert whole.lines["train"] == len(text.split("\n")) == 11
-    for block in (3, 7, 16):
-        monkeypatch.setattr(numbering, "BLOCK", block)
-        monkeypatch.setenv("NOISIN_CACHE", str(tmp_path / f"cache-{block}"))
-        assert tokens.load(str(tmp_path)).digest() == whole.digest()
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_pieces_are_numbered_as_one_text(tmp_path, monkeypatch, workers):
-    """However a text is cut and shared out, vocabulary and tokens are the same."""
-    rng = np.random.default_rng(3)
-    lines = [rng.integers(0, 40, size) for size in rng.integers(0, 9, 300)]
-    text = "\n".join(" ".join(f"{word}é" for word in line) for line in lines)
-    (tmp_path / "text.txt").write_text(text, encoding="utf-8")  # no end of its last line
-    monkeypatch.setenv("NOISIN_CACHE", str(tmp_path / "cache"))
-    whole = tokens.load(str(tmp_path / "text.txt"), min_count=3)
-    words = [w for line in text.split("\n")[:240] for w in (*line.split(), "<eos>")]
-    counts = collections.Counter(words)
-    kept = [w for w, n in counts.most_common() if n >= 3]
-    assert whole.vocabulary == (*kept, "<unk>")
-    assert [whole.vocabulary[i] for i in whole.splits["train"]] == [
-        word if word in kept else "<unk>" for word in words
-    ]
-    assert [whole.lines[split] for split in ("train", "valid", "test")] == [240, 30, 30]
-    monkeypatch.setattr(numbering, "cores", lambda: workers)
-    for piece in (1, 50, 1000) if workers == 1 else (700,):
-        monkeypatch.setattr(numbering, "PIECE", piece)
-        monkeypatch.setenv("NOISIN_CACHE", str(tmp_path / f"cache-{piece}"))
-        again = tokens.load(str(tmp_path / "text.txt"), min_count=3)
-        assert (again.digest(), again.lines) == (whole.digest(), whole.lines)
-        left = {path.name for path in (tmp_path / f"cache-{piece}" / "tokens").glob("*/*")}
-        assert left == {"corpus.json", "train.tokens", "valid.tokens", "test.tokens"}
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_what_is_no_text_is_named_by_its_line(tmp_path, monkeypatch, workers):
-    monkeypatch.setenv("NOISIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(numbering, "PIECE", 20)
-    monkeypatch.setattr(numbering, "cores", lambda: workers)
-    (tmp_path / "text.txt").write_bytes(b"one two\n" * 17 + b"three \xff\n" + b"four\n" * 20)
-    with pytest.raises(LabError, match=r"text\.txt, line 18: text must be UTF-8"):
-        tokens.load(str(tmp_path / "text.txt"))
-    assert list((tmp_path / "cache" / "tokens").iterdir()) == []
-
-
-def test_a_killed_worker_is_told_in_words():
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    def results():
-        yield 1
-        raise TerminatedWorkerError("a worker was killed")
-
-    found = numbering._unless_killed(results())
-    assert next(found) == 1
-    with pytest.raises(LabError, match="numbers words was killed, perhaps for want of memory"):
-        next(found)
 
 
 def test_what_was_begun_is_removed(tmp_path, monkeypatch):

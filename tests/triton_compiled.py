@@ -13,6 +13,7 @@ import sys
 
 ARCH, os.environ["TRITON_CACHE_DIR"] = int(sys.argv[1]), sys.argv[2]
 
+# behind the environment, which Triton reads when it is imported
 import torch  # noqa: E402
 import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
