@@ -100,7 +100,8 @@ def pulled_back(results, leaves):
     generator = torch.Generator().manual_seed(3)
     pull = [torch.randn(r.shape, generator=generator, dtype=torch.float64) for r in results]
     total = sum((r * p.to(r.dtype)).sum() for r, p in zip(results, pull, strict=True))
-    grads = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+    how = {"allow_unused": True, "materialize_grads": True, "retain_graph": True}
+    grads = torch.autograd.grad(total, leaves, **how)
     return [r.detach() for r in results], list(grads)
 
 

@@ -48,20 +48,10 @@ NAMES = [
 every_case = pytest.mark.parametrize(("mode", "options"), CASES, ids=NAMES)
 
 
-def product_of(call):
-    """The product of all steps in torch's operations."""
-    weight, _, factor, offset = call.operands
-    time, batch, _ = call.buffers.gates.shape
-    gates = GATES[call.buffers.mode]
-    if factor is not None and factor.shape[-1] > weight.shape[-1]:
-        return Untied(weight, factor, offset, gates)
-    return Tied(weight, factor, offset, time, batch)
-
-
 def stepped(call, steps=Eager, product=None, rounded=lambda x: x):
     """Walk forward and back step by step; what the projection multiplies is rounded."""
     b, g, hr = call.buffers, call.gradients, call.projection
-    product, forward = product or product_of(call), steps(b)
+    product, forward = product or call.product, steps(b)
     for t in b.steps:
         forward.forward(t, product.forward(t, b.before(t)[0]))
         if hr is not None:
@@ -79,8 +69,8 @@ def stepped(call, steps=Eager, product=None, rounded=lambda x: x):
 
 def walked(call):
     """Walk forward and back by the kernels that take the products, too."""
-    triton_walk.Walk(call.buffers, None, *call.operands).forward()
-    triton_walk.Walk(call.buffers, call.gradients, *call.operands).backward()
+    triton_walk.Walk([call.forward]).forward()
+    triton_walk.Walk([call.backward]).backward()
     return call
 
 
@@ -165,7 +155,7 @@ class Rounded:
     """A product whose operands are rounded to half precision, as tensor cores read them."""
 
     def __init__(self, call, rounded):
-        self.call, self.rounded, self.product = call, rounded, product_of(call)
+        self.call, self.rounded, self.product = call, rounded, call.product
         if isinstance(self.product, Untied):
             seen = self.product._seen
             self.product._seen = lambda *given: rounded(seen(*given))
@@ -234,10 +224,10 @@ def rounding_interpreter(monkeypatch):
 
 def test_the_comparison_fails_where_a_step_is_missing():
     call = called("GRU", SIZES, device=DEVICE)
-    walk = triton_walk.Walk(call.buffers, None, *call.operands)
+    walk = triton_walk.Walk([call.forward])
     walk._steps = walk._steps[:-1]
     walk.forward()
-    triton_walk.Walk(call.buffers, call.gradients, *call.operands).backward()
+    triton_walk.Walk([call.backward]).backward()
     with pytest.raises(AssertionError, match="error"):
         assert_eager(call, "GRU")
 
@@ -287,7 +277,7 @@ def test_zoneout_keeps_bits():
     call = called("LSTM", SIZES, zoneout=True, device=DEVICE)
     for kept in (call.buffers.hidden_kept, call.buffers.cell_kept):
         kept.fill_(1)
-    triton_walk.Walk(call.buffers, None, *call.operands).forward()
+    triton_walk.Walk([call.forward]).forward()
     for first, last in (
         (call.buffers.h0, call.buffers.states),
         (call.buffers.c0, call.buffers.cells),
@@ -301,7 +291,7 @@ def test_tf32_where_torch_may_use_it():
     try:
         for allowed, expected in (("tf32", "tf32"), ("ieee", "ieee")):
             torch.backends.cuda.matmul.fp32_precision = allowed
-            assert triton_walk._told(buffers, None).precision.value == expected
+            assert triton_walk._told([buffers], [None]).precision.value == expected
     finally:
         torch.backends.cuda.matmul.fp32_precision = precision
 

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from cases import ALL_KINDS, make, plain_with_gradients, pulled_back, seeded, zeros
-from conftest import assert_close_to_float64
+from conftest import assert_close_to_float64, flat
+from mapped import several, together
 from noisin.functional import path_of
 from noisin.fused import cuda, operator
 from noisin.stack import Stack
 from test_fused import NOISE, PAIRS, assert_plain, fused, made
 from test_fused_types import ROWS, assert_low_precision
-from test_triton import DEVICE, rounding_interpreter  # noqa: F401 (a fixture, used by name)
+from test_triton import DEVICE, rounding_interpreter, triton_walk  # noqa: F401 (a fixture)
 
 SOME = [pair for index, pair in enumerate(PAIRS) if index % 5 == 2]
 LIKE = torch.float32, torch.device("cuda")
@@ -90,3 +91,40 @@ def test_the_chooser_on_cuda(monkeypatch):
     path, why = chosen("hidden * Gaussian(0.5)")
     assert path == "reference"
     assert "needs Triton" in why
+
+
+@in_the_interpreter
+@pytest.mark.parametrize(
+    ("kind", "row", "options"),
+    [
+        ("LSTM", NOISE, {}),
+        ("LSTM", NOISE, {"proj_size": 4}),
+        ("GRU", "recurrent * Gaussian(0.5) @ untied", {"bidirectional": True}),
+        ("tanh", "hidden * Gaussian(0.5) @ sequence", {"num_layers": 2}),
+        ("LSTM", "weight_hh * Gaussian(0.3) & Zoneout(hidden=0.3, cell=0.2)", {}),
+    ],
+)
+def test_replicas_are_each_call_alone(kind, row, options):
+    cases = several(lambda: made(kind, row, 3, 3, 3, 5, **options))
+    lengths = torch.tensor([2, 3, 1])
+    actual = pulled_back(*together(cases, lengths))
+    alone = [fused(*case, lengths) for case in cases]
+    expected = pulled_back(*map(flat, zip(*alone, strict=True)))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@in_the_interpreter
+def test_replicas_share_launches(monkeypatch):
+    """A step of all of them is one launch, each way, whatever their number."""
+    launches = []
+    launch = triton_walk._Launch.__call__
+
+    def counted(self, t, *more):
+        launches.append(self._grid[2])
+        return launch(self, t, *more)
+
+    monkeypatch.setattr(triton_walk._Launch, "__call__", counted)
+    for count in (1, 3):
+        launches.clear()
+        pulled_back(*together(several(lambda: made("LSTM", NOISE, 4, 3, 3, 5), count)))
+        assert launches == [count] * (4 + 4 + 1)

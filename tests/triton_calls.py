@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from noisin.fused.buffers import Buffers, Gradients
+from noisin.fused.recurrent import Call, Tied, Untied
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1, "RNN_SIGMOID": 1}
 
@@ -22,8 +23,23 @@ class Called:
     offset: Tensor | None
 
     @property
-    def operands(self):
-        return self.weight, self.projection, self.factor, self.offset
+    def product(self):
+        """The product of all steps in torch's operations."""
+        time, batch, _ = self.buffers.gates.shape
+        gates = GATES[self.buffers.mode]
+        if self.factor is not None and self.factor.shape[-1] > self.weight.shape[-1]:
+            return Untied(self.weight, self.factor, self.offset, gates)
+        return Tied(self.weight, self.factor, self.offset, time, batch)
+
+    @property
+    def forward(self):
+        """The call on its way forward."""
+        return Call(self.buffers, None, self.product, self.projection)
+
+    @property
+    def backward(self):
+        """The call on its way back."""
+        return Call(self.buffers, self.gradients, self.product, self.projection)
 
 
 def called(

@@ -103,8 +103,8 @@ def run(way, call):
     COMPILED.clear()
     b, g = call.buffers, call.gradients
     if way == "walk":
-        triton_walk.Walk(b, None, *call.operands).forward()
-        triton_walk.Walk(b, g, *call.operands).backward()
+        triton_walk.Walk([call.forward]).forward()
+        triton_walk.Walk([call.backward]).backward()
         return [name for name, *_ in LAUNCHES]
     forward, backward = triton_walk.Steps(b), triton_walk.Steps(b, g)
     product = torch.empty_like(b.gates[0])

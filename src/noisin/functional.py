@@ -69,10 +69,12 @@ def path_of(
     """
     if carries_moments(found, layer):
         return "moments", "mean and variance are propagated"
-    if _is_transformed():
-        return "reference", "a transform of torch.func or forward-mode differentiation is active"
+    if _is_differentiated():
+        return "reference", "torch.func or forward-mode differentiation is active"
     refusal = fused.refusal(stack, found, layer, dtype, device)
     why = _beyond_torch(stack, found, layer)
+    if not why and _is_mapped():
+        why = "torch.func.vmap is active, which torch's kernel does not serve"
     if why:
         return ("reference", f"{why}; {refusal}") if refusal else (cast(Path, device.type), why)
     if found and not refusal and fused.is_faster(stack.mode, dtype, device):
@@ -81,8 +83,24 @@ def path_of(
     return "torch", "no noise acts inside the recurrence"
 
 
-def _is_transformed() -> bool:
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+def _is_differentiated() -> bool:
+    """Return whether derivatives are taken in another way than by backward()."""
+    if forward_ad._current_level >= 0:
+        return True
+    vmap = torch._C._functorch.TransformType.Vmap  # pyright: ignore[reportAttributeAccessIssue]
+    return any(one.key() != vmap for one in _transforms())
+
+
+def _is_mapped() -> bool:
+    return bool(_transforms())
+
+
+def _transforms() -> Sequence[Any]:
+    """Return the transforms of torch.func that are active."""
+    if not torch._C._are_functorch_transforms_active():  # what torch.compile knows, too
+        return ()
+    stack = torch._C._functorch.get_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
+    return stack or ()
 
 
 def _beyond_torch(stack: Stack, found: Places, layer: int) -> str:
@@ -193,7 +211,9 @@ def _checked(path: Path | None, stack: Stack, found: Places, layer: int, x: Tens
         return "moments"
     if chosen == "moments":
         raise ValueError(f"path={path!r} runs tensors, and the layer takes moments; {why}")
-    if path == "torch" and (_is_transformed() or _beyond_torch(stack, found, layer)):
+    if path == "torch" and (
+        _is_differentiated() or _is_mapped() or _beyond_torch(stack, found, layer)
+    ):
         raise ValueError(f'path="torch" needs torch\'s own kernel to serve the layer; {why}')
     if path in _FUSED:
         refusal = fused.refusal(stack, found, layer, x.dtype, x.device)

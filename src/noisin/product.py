@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
 
+from noisin import mapped
 from noisin.laws import Law
 from noisin.noise import Operator
 from noisin.propagation import Variance, added_variance, deviation
@@ -62,9 +63,11 @@ class Fresh(NamedTuple):
         return self._draw(partial(self.law.sample, std=one), step, like)
 
     def _draw(self, draw: Callable[..., Tensor], step: int, like: Tensor) -> Tensor:
-        generator = torch.Generator(like.device).manual_seed(int(self.seeds[step]))
-        with torch._C._DisableFuncTorch():  # vmap refuses what is drawn inside; a seed is no draw
+        def of(seed: Tensor) -> Tensor:
+            generator = torch.Generator(like.device).manual_seed(int(seed))
             return draw(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+
+        return mapped.each(of, self.seeds[step])
 
     def final(self, step: int, like: Tensor) -> Tensor:
         """Return the factor or offset of one step."""

@@ -8,6 +8,7 @@ The extension is optional: without a compiler at installation there is none, and
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.nn import Parameter
 
 from noisin.fused import blas, threads
 from noisin.fused.buffers import Buffers, Gradients
+from noisin.fused.recurrent import Call
 
 NONLINEARITIES = {"RNN_TANH": 0, "RNN_RELU": 1, "RNN_SIGMOID": 2}
 CELLS = ("rnn", "gru", "lstm")
@@ -159,29 +161,37 @@ class Compiled:
 
 
 class Walk:
-    """All steps of one call, without a return to Python between them.
+    """All steps of some calls, without a return to Python between them.
 
     Args:
-        buffers: of the way forward.
-        gradients: of the way back.
-        weight: W_hh [G·H, P].
-        projection: W_hr [P, H] or None.
-        factor: of the noise of ``recurrent``, [T, B, P] or held, or None.
-        offset: likewise.
+        calls: taken one after another.
     """
 
-    def __init__(
-        self,
-        buffers: Buffers,
-        gradients: Gradients | None,
-        weight: Tensor,
-        projection: Tensor | None,
-        factor: Tensor | None,
-        offset: Tensor | None,
-    ) -> None:
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self._walks = [_Walk(call) for call in calls]
+
+    def forward(self) -> None:
+        """From W_ih x and the first state to the outputs and the last state."""
+        for walk in self._walks:
+            LIBRARY.walk_forward(walk.at)
+
+    def backward(self) -> None:
+        """From the gradients of those to what arrives at the products of each step."""
+        for walk in self._walks:
+            LIBRARY.walk_backward(walk.at)
+
+
+class _Walk:
+    """What the compiled code is told of one call, and what it must find in memory."""
+
+    def __init__(self, call: Call) -> None:
+        buffers, gradients, weight = call.buffers, call.gradients, call.product.weight
         described, rows = _described(buffers, gradients), len(buffers.h0)
-        noise = [None if one is None else one.contiguous() for one in (factor, offset)]
-        projection = None if projection is None else projection.contiguous()
+        noise = [
+            None if one is None else one.contiguous()
+            for one in (call.product.factor, call.product.offset)
+        ]
+        projection = None if call.projection is None else call.projection.contiguous()
         seen = torch.empty_like(buffers.h0) if any(one is not None for one in noise) else None
         if gradients is None:
             packed = blas.packed(weight.t(), rows)
@@ -195,14 +205,7 @@ class Walk:
         described.recurrent_factor, described.recurrent_offset = map(_noise, noise)
         self._tensors = buffers, gradients, noise, projection, seen, packed, product
         self._pass = described
-
-    def forward(self) -> None:
-        """From W_ih x and the first state to the outputs and the last state."""
-        LIBRARY.walk_forward(ctypes.addressof(self._pass))
-
-    def backward(self) -> None:
-        """From the gradients of those to what arrives at the products of each step."""
-        LIBRARY.walk_backward(ctypes.addressof(self._pass))
+        self.at = ctypes.addressof(described)
 
 
 def load() -> Any:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
 
 from noisin.fused import compiled
 from noisin.fused.buffers import Buffers, Gradients
 from noisin.fused.compiled import Compiled, Walk
 from noisin.fused.eager import Eager
-from noisin.fused.recurrent import Recurrent, Tied
+from noisin.fused.recurrent import Call, Tied
 
 
 def refusal(dtype: torch.dtype) -> str:
@@ -31,13 +32,14 @@ def is_faster(mode: str, dtype: torch.dtype) -> bool:
     return mode != "LSTM" and compiled.serves(dtype)
 
 
-def walk(
-    buffers: Buffers, gradients: Gradients | None, product: Recurrent, projection: Tensor | None
-) -> Walk | None:
-    """Return what takes all steps of a call at once, or None."""
-    if not isinstance(product, Tied) or not compiled.walks(buffers.out.dtype):
-        return None
-    return Walk(buffers, gradients, product.weight, projection, product.factor, product.offset)
+def walk(calls: Sequence[Call]) -> Walk | None:
+    """Return what takes all steps of some calls, or None.
+
+    Args:
+        calls: of one shape, in one direction of time.
+    """
+    tied = all(isinstance(one.product, Tied) for one in calls)
+    return Walk(calls) if tied and compiled.walks(calls[0].buffers.out.dtype) else None
 
 
 def steps(buffers: Buffers, gradients: Gradients | None) -> Compiled | Eager:

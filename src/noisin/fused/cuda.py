@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from noisin.fused.buffers import Buffers, Gradients
-from noisin.fused.recurrent import Drawn, Recurrent
+from noisin.fused.recurrent import Call, Drawn
 
 if TYPE_CHECKING:
     from noisin.fused.triton_walk import Steps, Walk
@@ -31,15 +31,11 @@ def is_faster(mode: str, dtype: torch.dtype) -> bool:
     return False
 
 
-def walk(
-    buffers: Buffers, gradients: Gradients | None, product: Recurrent, projection: Tensor | None
-) -> Walk | None:
-    """Return what takes all steps of a call at once, or None."""
+def walk(calls: Sequence[Call]) -> Walk | None:
+    """Return what takes all steps of some calls at once, or None; arguments as of ``cpu.walk``."""
     from noisin.fused.triton_walk import Walk
 
-    if isinstance(product, Drawn):
-        return None
-    return Walk(buffers, gradients, product.weight, projection, product.factor, product.offset)
+    return None if any(isinstance(one.product, Drawn) for one in calls) else Walk(calls)
 
 
 def steps(buffers: Buffers, gradients: Gradients | None) -> Steps:

@@ -11,6 +11,8 @@ from torch import Tensor
 class Given(NamedTuple):
     """What the operator is given; T steps, B sequences, H units, P size of h, G gates.
 
+    Several calls of one shape, *replicas*, are one call of tensors with an axis R in front.
+
     Args:
         x: [T, B, I], or without ``weight_ih`` W_ih x + b_ih, [T, B, G·H].
         weight_ih: [G·H, I] or None.
@@ -58,6 +60,27 @@ class Given(NamedTuple):
     term: str
     mode: str
     reverse: bool
+
+
+def replicas(given: Given) -> list[Given]:
+    """Return the call of each replica, where all tensors have an axis of replicas in front.
+
+    Raises:
+        ValueError: a tensor without that axis, or of another length.
+    """
+    if given.x.dim() == 3:
+        return [checked(given)]
+    count = len(given.x)
+    tensors = {name: one for name, one in given._asdict().items() if isinstance(one, Tensor)}
+    for name, tensor in tensors.items():
+        if tensor.dim() == 0 or len(tensor) != count:
+            raise ValueError(
+                f"{name} must have {count} replicas in front, as x; got {list(tensor.shape)}"
+            )
+    return [
+        checked(given._replace(**{name: one[r] for name, one in tensors.items()}))
+        for r in range(count)
+    ]
 
 
 DIFFERENTIABLE = Given._fields[: Given._fields.index("lengths")]

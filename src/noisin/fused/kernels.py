@@ -16,6 +16,7 @@ import triton.language as tl
 
 from noisin.fused.triton_cells import (
     absorb,
+    at_step,
     before,
     cell,
     cell_back,
@@ -59,7 +60,7 @@ def _products(c, t, tile, BLOCK_K: tl.constexpr):
         known = (u < c.hidden) & (down < c.state)
         sums = ()
         for g in tl.static_range(c.gate_count):
-            matrix = read(c.weight.at, c.state, (u + g * c.hidden, down, known))
+            matrix = read(at_step(c, c.weight, t), c.state, (u + g * c.hidden, down, known))
             sums += (_dot(c, seen[g if c.draws > 1 else 0], matrix, totals[g]),)
         totals = sums
     return totals
@@ -75,7 +76,7 @@ def _along(c, x, t, matrix, tile, BLOCK_K: tl.constexpr):
         along, down = k[None, :], k[:, None]
         left = load(c, x, t, (b, along, (b < c.batch) & (along < x.width)))
         known = (u < c.state) & (down < x.width)
-        total = _dot(c, left, read(matrix.at, matrix.width, (u, down, known)), total)
+        total = _dot(c, left, read(at_step(c, matrix, t), matrix.width, (u, down, known)), total)
     return total
 
 
@@ -89,7 +90,7 @@ def _down(c, x, t, matrix, tile, first, last, BLOCK_K: tl.constexpr):
         along, down = k[None, :], k[:, None]
         left = load(c, x, t, (b, along, (b < c.batch) & (along < last)))
         known = (u < matrix.width) & (down < last)
-        total = _dot(c, left, read(matrix.at, matrix.width, (down, u, known)), total)
+        total = _dot(c, left, read(at_step(c, matrix, t), matrix.width, (down, u, known)), total)
     return total
 
 

@@ -4,6 +4,9 @@ One layer in one direction is one operator, ``noisin::recurrence``, and its way 
 is walked once each way without an autograd graph: a step is one matrix product with W_hh and one
 pointwise function, of ``noisin.fused.cpu`` or ``noisin.fused.cuda``; the products that need no
 order, with the input and for the weights' gradients, are taken for all steps at once.
+
+Replicas, calls of one shape, are one call of tensors with an axis in front, as ``torch.func.vmap``
+makes it: a GPU takes a step of all of them in one launch.
 """
 
 from __future__ import annotations
@@ -16,10 +19,10 @@ from torch import Tensor
 
 from noisin.fused import cpu, cuda
 from noisin.fused.buffers import Buffers, Gradients
-from noisin.fused.given import DIFFERENTIABLE, NOISE, Given, Kept, checked
+from noisin.fused.given import DIFFERENTIABLE, NOISE, Given, Kept, replicas
 from noisin.fused.gradients import of_noise, of_weights
 from noisin.fused.products import multiply
-from noisin.fused.recurrent import Drawn, Recurrent, Tied, Untied
+from noisin.fused.recurrent import Call, Drawn, Recurrent, Tied, Untied
 from noisin.noise import Noise
 from noisin.product import Fresh
 from noisin.text import parse
@@ -78,7 +81,7 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
 
 def _hidden(given: Given) -> int:
     gates = {"LSTM": 4, "GRU": 3}.get(given.mode, 1)
-    return given.weight_hh.shape[0] // gates
+    return given.weight_hh.shape[-2] // gates
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -110,10 +113,10 @@ def _biases(given: Given, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | N
 
 def _new(given: Given, gates: Tensor) -> Kept:
     """Return memory for what a call leaves."""
-    time, batch, _ = given.x.shape
+    *lead, _ = given.x.shape
     lstm, elman = given.mode == "LSTM", given.mode.startswith("RNN")
-    states, none = (time, batch, given.h0.shape[-1]), (0,)
-    cells = (time, batch, _hidden(given))
+    states, none = (*lead, given.h0.shape[-1]), (*lead[:-2], 0)
+    cells = (*lead, _hidden(given))
     apart = given.lengths is not None or given.x.dtype != gates.dtype
     return Kept(
         out=gates.new_empty(states, dtype=given.x.dtype),
@@ -124,60 +127,82 @@ def _new(given: Given, gates: Tensor) -> Kept:
     )
 
 
-def _forward(given: Given, buffers: Buffers, product: Recurrent) -> None:
-    """Walk through time, from the first step to the last."""
-    device, hr = DEVICES[given.x.device.type], _projection(given, buffers)
-    if whole := device.walk(buffers, None, product, hr):
-        whole.forward()
-        return
-    steps = device.steps(buffers, None)
-    h, states = buffers.h0, buffers.states.unbind(0)
-    for t in buffers.steps:
-        steps.forward(t, product.forward(t, h))
-        if hr is not None:
-            torch.mm(buffers.inner, hr.t(), out=buffers.raw)
-        steps.emit(t)
-        h = states[t]
+def _joined(parts: Sequence[Tensor], given: Given) -> Tensor:
+    """Return results of the replicas with their axis in front, or that of a single call."""
+    return parts[0] if given.x.dim() == 3 else torch.stack(list(parts))
+
+
+def _calls(given: Given, parts: Sequence[Given], kept: Kept) -> list[Call]:
+    """Return the call of each replica, around what it keeps."""
+    each = zip(*kept, strict=True) if given.x.dim() > 3 else [kept]
+    return [
+        Call(
+            buffers := _buffers(part, Kept(*own)), None, _product(part), _projection(part, buffers)
+        )
+        for part, own in zip(parts, each, strict=True)
+    ]
 
 
 def _projection(given: Given, buffers: Buffers) -> Tensor | None:
     return None if given.weight_hr is None else given.weight_hr.to(buffers.gates.dtype)
 
 
-def _backward(given: Given, buffers: Buffers, grads: Gradients, product: Recurrent) -> None:
+def _forward(device: Any, calls: Sequence[Call]) -> None:
+    """Walk through time, from the first step to the last."""
+    if whole := device.walk(calls):
+        whole.forward()
+        return
+    for call in calls:
+        buffers, hr = call.buffers, call.projection
+        steps = device.steps(buffers, None)
+        h, states = buffers.h0, buffers.states.unbind(0)
+        for t in buffers.steps:
+            steps.forward(t, call.product.forward(t, h))
+            if hr is not None:
+                torch.mm(buffers.inner, hr.t(), out=buffers.raw)
+            steps.emit(t)
+            h = states[t]
+
+
+def _backward(device: Any, calls: Sequence[Call]) -> None:
     """Walk back through time, from the last step to the first."""
-    device, hr = DEVICES[given.x.device.type], _projection(given, buffers)
-    if whole := device.walk(buffers, grads, product, hr):
+    if whole := device.walk(calls):
         whole.backward()
         return
-    steps = device.steps(buffers, grads)
-    of_products = grads.product.unbind(0)
-    for t in reversed(buffers.steps):
-        steps.absorb(t)
-        if hr is not None:
-            torch.mm(grads.raw, hr, out=grads.inner)
-        steps.backward(t)
-        product.backward(t, buffers.before(t)[0], of_products[t], grads.state)
+    for call in calls:
+        buffers, grads, hr = call.buffers, call.gradients, call.projection
+        assert grads is not None
+        steps = device.steps(buffers, grads)
+        of_products = grads.product.unbind(0)
+        for t in reversed(buffers.steps):
+            steps.absorb(t)
+            if hr is not None:
+                torch.mm(grads.raw, hr, out=grads.inner)
+            steps.backward(t)
+            call.product.backward(t, buffers.before(t)[0], of_products[t], grads.state)
 
 
 def _recurrence(*args: Any) -> tuple[Tensor, ...]:
     """Return the output, the final h and c, and what ``Kept`` names behind the output."""
-    given = checked(Given(*args))
-    kept = _new(given, _inputs(given))
-    buffers, product = _buffers(given, kept), _product(given)
-    _forward(given, buffers, product)
-    h = buffers.states[buffers.steps[-1]]
-    c = kept.cells[buffers.steps[-1]] if len(kept.cells) else buffers.c0
+    given = Given(*args)
+    parts = replicas(given)
+    kept = _new(given, _joined([_inputs(part) for part in parts], given))
+    calls = _calls(given, parts, kept)
+    _forward(DEVICES[given.x.device.type], calls)
+    last = calls[0].buffers.steps[-1]
+    h = _joined([call.buffers.states[last].clone() for call in calls], given)
+    cells = [one.cells[last] if len(one.cells) else one.c0 for one in (c.buffers for c in calls)]
+    c = _joined([one.clone() for one in cells], given)
     dtype = given.x.dtype
-    return kept.out, h.clone().to(dtype), c.clone().to(dtype), *kept[1:]
+    return kept.out, h.to(dtype), c.to(dtype), *kept[1:]
 
 
 def _recurrence_shapes(*args: Any) -> tuple[Tensor, ...]:
     given = Given(*args)
-    time, batch, _ = given.x.shape
-    shape = time, batch, given.weight_hh.shape[0]
+    shape = *given.x.shape[:-1], given.weight_hh.shape[-2]
     kept = _new(given, given.x.new_empty(shape, dtype=_wide(given.x.dtype)))
-    c = given.x.new_empty(0) if given.c0 is None else torch.empty_like(given.c0)
+    none = (*given.x.shape[:-3], 0)
+    c = given.x.new_empty(none if given.c0 is None else given.c0.shape)
     return kept.out, given.x.new_empty(given.h0.shape), c, *kept[1:]
 
 
@@ -186,48 +211,69 @@ def _recurrence_backward(*args: Any) -> list[Tensor]:
     *given, kept, grads, wanted = args
     given, kept = Given(*given), Kept(*kept)
     wants = dict(zip(DIFFERENTIABLE, wanted, strict=True))
-    buffers, product = _buffers(given, kept), _product(given)
-    gradients = _gradients(given, buffers, grads, any(wants[name] for name in NOISE))
-    _backward(given, buffers, gradients, product)
-    found = of_weights(given, buffers, gradients, product, wants)
-    found |= {"h0": gradients.state, "c0": gradients.cell}
-    if gradients.states is not None:
-        found |= of_noise(given, buffers, gradients)
+    parts = replicas(given)
+    calls = _calls(given, parts, kept)
+    _give_gradients(given, calls, grads, any(wants[name] for name in NOISE))
+    _backward(DEVICES[given.x.device.type], calls)
+    found = [_found(part, call, wants) for part, call in zip(parts, calls, strict=True)]
     none = given.x.new_empty(0)
     return [
-        tensor.to(given.x.dtype)
-        if wants[name] and (tensor := found.get(name)) is not None
+        _joined([one[name] for one in found], given).to(given.x.dtype)
+        if wants[name] and found[0].get(name) is not None
         else none.clone()
         for name in DIFFERENTIABLE
     ]
 
 
-def _gradients(
-    given: Given, buffers: Buffers, grads: Sequence[Tensor | None], noise: bool
-) -> Gradients:
-    """Return the buffers of the way back, ``grads`` those of the output, the final h and c."""
-    of_out, of_h, of_c = grads
-    gates = torch.empty_like(buffers.gates)
-    raw = torch.empty_like(buffers.raw)
-    return Gradients(
-        state=_begun(of_h, buffers.h0),
-        cell=_begun(of_c, buffers.c0),
-        raw=raw,
-        inner=raw if given.weight_hr is None else torch.empty_like(buffers.inner),
-        gates=gates,
-        product=torch.empty_like(gates) if given.mode == "GRU" else gates,
-        out=_contiguous(of_out),
-        states=torch.empty_like(buffers.states) if noise or given.weight_hr is not None else None,
-        cells=torch.empty_like(buffers.cells) if noise and len(buffers.cells) else None,
-    )
+def _found(given: Given, call: Call, wants: dict[str, bool]) -> dict[str, Any]:
+    """Return the gradients of one call after its walk."""
+    buffers, gradients = call.buffers, call.gradients
+    assert gradients is not None
+    found = of_weights(given, buffers, gradients, call.product, wants)
+    found |= {"h0": gradients.state, "c0": gradients.cell}
+    if gradients.states is not None:
+        found |= of_noise(given, buffers, gradients)
+    return found
 
 
-def _begun(grad: Tensor | None, like: Tensor) -> Tensor:
-    return (
-        torch.zeros_like(like)
-        if grad is None
-        else grad.clone(memory_format=torch.contiguous_format).to(like.dtype)
-    )
+def _give_gradients(
+    given: Given, calls: Sequence[Call], grads: Sequence[Tensor | None], noise: bool
+) -> None:
+    """Give each call the buffers of the way back, ``grads`` those of the output, final h and c."""
+
+    def each(one: Tensor | None) -> Sequence[Tensor | None]:
+        if one is None:
+            return [None] * len(calls)
+        return [one] if given.x.dim() == 3 else one.unbind(0)
+
+    def empty(like: Tensor) -> Sequence[Tensor]:
+        """Of all calls in one piece, as kernels of a GPU expect it."""
+        return like.new_empty(len(calls), *like.shape).unbind(0)
+
+    first = calls[0].buffers
+    state, cell, raw, gates = map(empty, (first.h0, first.c0, first.raw, first.gates))
+    inner = raw if given.weight_hr is None else empty(first.inner)
+    product = empty(first.gates) if given.mode == "GRU" else gates
+    states = empty(first.states) if noise or given.weight_hr is not None else each(None)
+    cells = empty(first.cells) if noise and len(first.cells) else each(None)
+    of_out, of_h, of_c = map(each, grads)
+    for r, call in enumerate(calls):
+        call.gradients = Gradients(
+            state=_begun(state[r], of_h[r]),
+            cell=_begun(cell[r], of_c[r]),
+            raw=raw[r],
+            inner=inner[r],
+            gates=gates[r],
+            product=product[r],
+            out=_contiguous(of_out[r]),
+            states=states[r],
+            cells=cells[r],
+        )
+
+
+def _begun(memory: Tensor, grad: Tensor | None) -> Tensor:
+    """Return memory filled with a gradient, or with 0."""
+    return memory.zero_() if grad is None else memory.copy_(grad)
 
 
 def _recurrence_backward_shapes(*args: Any) -> list[Tensor]:
@@ -271,6 +317,21 @@ def _refuse(ctx: Any, *grads: Any) -> Any:
     )
 
 
+def _map(info: Any, dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
+    """Take a batch of calls, as ``torch.func.vmap`` hands it over, as replicas."""
+    size, moved = info.batch_size, []
+    for dim, one in zip(dims, args, strict=True):
+        if isinstance(one, Tensor):
+            one = one.expand(size, *one.shape) if dim is None else one.movedim(dim, 0)
+        moved.append(one)
+    if moved[0].dim() == 4:
+        return torch.ops.noisin.recurrence(*moved), (0,) * 7
+    inner = moved[0].shape[1]  # one vmap in another
+    flat = [one.flatten(0, 1) if isinstance(one, Tensor) else one for one in moved]
+    found = torch.ops.noisin.recurrence(*flat)
+    return tuple(one.unflatten(0, (size, inner)) for one in found), (0,) * 7
+
+
 # One level below torch.library.custom_op, which would import the compiler at the first call.
 _LIBRARY = torch.library.Library("noisin", "DEF")
 
@@ -302,3 +363,4 @@ _register(
     _recurrence_backward_shapes,
     _refuse,
 )
+torch.library.register_vmap("noisin::recurrence", _map, lib=_LIBRARY)

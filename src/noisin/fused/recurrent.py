@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from noisin.fused.buffers import held, now, perturbed
+from noisin.fused.buffers import Buffers, Gradients, held, now, perturbed
 from noisin.fused.products import Repeated, multiply
 from noisin.product import Fresh
 
@@ -58,6 +58,23 @@ class Recurrent(Protocol):
             noise: whether those of the noise are wanted.
         """
         ...
+
+
+@dataclass
+class Call:
+    """One layer and direction on its way, forward or back; of replicas there are several at once.
+
+    Args:
+        buffers: of the way forward.
+        gradients: of the way back, None on the way forward.
+        product: W_hh z_{t-1} under noise.
+        projection: W_hr [P, H] or None.
+    """
+
+    buffers: Buffers
+    gradients: Gradients | None
+    product: Recurrent
+    projection: Tensor | None = None
 
 
 class Tied:

@@ -32,9 +32,10 @@ def gate_of(c, tile, g):
 
 
 @triton.jit
-def _at(c, x, t):
-    """Return where step t of x lies."""
-    return x.at if x.held else x.at + t.to(tl.int64) * c.batch * x.width
+def at_step(c, x, t):
+    """Return where step t of x lies, x of the replica that this program works for."""
+    own = x.at + tl.program_id(2).to(tl.int64) * x.apart
+    return own if x.held else own + t.to(tl.int64) * c.batch * x.width
 
 
 @triton.jit
@@ -42,7 +43,7 @@ def before(c, x, first, t):
     """Return where x of the step before t lies, [B, width]; ``first`` before all steps."""
     last = t + 1 if c.reverse else t - 1
     begins = t == c.steps - 1 if c.reverse else t == 0
-    return tl.where(begins, first.at, _at(c, x, last))
+    return tl.where(begins, at_step(c, first, t), at_step(c, x, last))
 
 
 @triton.jit
@@ -55,14 +56,14 @@ def read(at, width, tile):
 @triton.jit
 def load(c, x, t, tile):
     """Return a tile of step t of x."""
-    return read(_at(c, x, t), x.width, tile).to(tl.float32)
+    return read(at_step(c, x, t), x.width, tile).to(tl.float32)
 
 
 @triton.jit
 def store(c, x, t, tile, value):
     """Write a tile of step t of x."""
     b, u, inside = tile
-    tl.store(_at(c, x, t) + b * x.width + u, value, mask=inside)
+    tl.store(at_step(c, x, t) + b * x.width + u, value, mask=inside)
 
 
 @triton.jit
@@ -85,7 +86,7 @@ def perturbed(c, x, factor, offset, t, tile):
 def _valid(c, t, tile):
     """Return which sequences have not ended, [BLOCK_B, 1]."""
     b, _, _ = tile
-    return t < tl.load(c.lengths + b, mask=b < c.batch, other=0)
+    return t < tl.load(at_step(c, c.lengths, t) + b, mask=b < c.batch, other=0)
 
 
 @triton.jit
@@ -132,8 +133,8 @@ def cell(c, t, tile, products):
 
 
 @triton.jit
-def _bias(at, u, end):
-    return tl.load(at + u, mask=u < end, other=0.0).to(tl.float32)
+def _bias(c, x, u, end):
+    return tl.load(at_step(c, x, 0) + u, mask=u < end, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -141,8 +142,8 @@ def _input(c, t, tile, g):
     """Return W_ih x_t and the bias of gate g."""
     of_gate = gate_of(c, tile, g)
     a = load(c, c.gates, t, of_gate)
-    if c.bias is not None:
-        a += _bias(c.bias, of_gate[1], (g + 1) * c.hidden)
+    if c.bias.at is not None:
+        a += _bias(c, c.bias, of_gate[1], (g + 1) * c.hidden)
     return a
 
 
@@ -170,7 +171,7 @@ def _lstm(c, t, tile, products):
     h = o * bounded
     if c.cell_kept.at is not None:
         new = _mixed(new, old, load(c, c.cell_kept, t, tile))
-    if c.lengths is not None:
+    if c.lengths.at is not None:
         valid = _valid(c, t, tile)
         new, bounded = tl.where(valid, new, old), tl.where(valid, bounded, 0.0)
     _store_gates(c, c.gates, t, tile, (i, f, g, o))
@@ -184,8 +185,8 @@ def _gru(c, t, tile, products):
     r = _sigmoid(_input(c, t, tile, 0) + products[0])
     z = _sigmoid(_input(c, t, tile, 1) + products[1])
     inner = products[2]
-    if c.inner_bias is not None:
-        inner += _bias(c.inner_bias, tile[1], c.hidden)
+    if c.inner_bias.at is not None:
+        inner += _bias(c, c.inner_bias, tile[1], c.hidden)
     n = _tanh(_input(c, t, tile, 2) + r * inner)
     new = _candidate(c, t, tile, n)
     _store_gates(c, c.gates, t, tile, (r, z, n))
@@ -214,7 +215,7 @@ def emit(c, t, tile, h):
     if c.hidden_kept.at is not None:
         z = _mixed(z, read(last, c.state, tile), load(c, c.hidden_kept, t, tile))
     out = z
-    if c.lengths is not None:
+    if c.lengths.at is not None:
         valid = _valid(c, t, tile)
         z, out = tl.where(valid, z, read(last, c.state, tile)), tl.where(valid, z, 0.0)
     store(c, c.states, t, tile, z)
@@ -237,7 +238,7 @@ def absorb(c, t, tile, arrived):
         inside = total - skips
     if c.hidden_factor.at is not None:
         inside *= load(c, c.hidden_factor, t, tile)
-    if c.lengths is not None:
+    if c.lengths.at is not None:
         valid = _valid(c, t, tile)
         total, inside = tl.where(valid, total, 0.0), tl.where(valid, inside, 0.0)
         skips = tl.where(valid, skips, arrived)
@@ -282,7 +283,7 @@ def _of_candidate(c, t, tile, grad, value):
 def _within(c, t, tile, gradients):
     """Return gradients, and 0 behind the end of a sequence."""
     values = gradients
-    if c.lengths is not None:
+    if c.lengths.at is not None:
         valid, values = _valid(c, t, tile), ()
         for k in tl.static_range(len(gradients)):
             values += (tl.where(valid, gradients[k], 0.0),)
@@ -307,7 +308,7 @@ def _lstm_back(c, t, tile, dh):
     )
     _store_gates(c, c.grad_product, t, tile, _within(c, t, tile, found))
     carried = inside * f + skips
-    if c.lengths is not None:
+    if c.lengths.at is not None:
         carried = tl.where(_valid(c, t, tile), carried, arrived)
     store(c, c.grad_cell, t, tile, carried)
     if c.grad_cells.at is not None:

@@ -1,12 +1,15 @@
 """The recurrence by the Triton kernels of ``noisin.fused.kernels``.
 
 ``Steps`` is one step without its matrix products, ``Walk`` all steps with them: a launch a step and
-way, or two with a projection, and one more at the end of the way back. Importing this module
+way, or two with a projection, and one more at the end of the way back. A walk may take several
+calls of one shape at once, *replicas*, in the same number of launches. Importing this module
 imports Triton.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -16,27 +19,30 @@ from triton.language import constexpr
 
 from noisin.fused import kernels
 from noisin.fused.buffers import Buffers, Gradients
+from noisin.fused.recurrent import Call
 
 
 class Rows(NamedTuple):
     """A tensor as the kernels read it.
 
     Args:
-        at: [T, B, width]; [1, B, width] or [B, width] where all steps share it; None: not there.
+        at: [T, B, width] of the first replica; less where all steps share it; None: not there.
+        apart: numbers from there to the next replica's.
         width: numbers of a row.
         held: whether all steps share it.
     """
 
     at: Tensor | None
+    apart: int
     width: constexpr
     held: constexpr
 
 
-NOTHING = Rows(None, constexpr(0), constexpr(True))
+NOTHING = Rows(None, 0, constexpr(0), constexpr(True))
 
 
-class Call(NamedTuple):
-    """What the kernels are told of one call; what has no word here is a field of ``Buffers``.
+class Told(NamedTuple):
+    """What the kernels are told; what has no word here is a field of ``Buffers``.
 
     Numbers come last: of a tuple in a tuple, Triton 3.5 and 3.6 forget constants inside loops
     where none of the outer tuple follows.
@@ -85,9 +91,9 @@ class Call(NamedTuple):
     grad_out: Rows
     grad_states: Rows
     grad_cells: Rows
-    lengths: Tensor | None
-    bias: Tensor | None
-    inner_bias: Tensor | None
+    lengths: Rows
+    bias: Rows
+    inner_bias: Rows
     batch: int
     steps: int
     hidden: constexpr
@@ -99,12 +105,13 @@ class Call(NamedTuple):
     reverse: constexpr
 
 
-_FORWARD = (
-    *("gates", "cells", "extra", "states", "inner", "raw", "hidden_factor", "hidden_offset"),
-    *("candidate_factor", "candidate_offset", "hidden_kept", "cell_kept"),
+_GIVEN = (
+    *("hidden_factor", "hidden_offset", "candidate_factor", "candidate_offset", "hidden_kept"),
+    *("cell_kept", "lengths", "bias", "inner_bias", "inner", "raw"),
 )
-_BACKWARD = ("state", "cell", "raw", "inner", "gates", "product", "out", "states", "cells")
-_GIVEN = ("lengths", "bias", "inner_bias")
+_MADE = ("gates", "cells", "extra", "states")
+_MADE_BACK = ("state", "cell", "gates", "product", "states", "cells")
+_GIVEN_BACK = ("raw", "inner", "out")
 _PRODUCT = ("weight", "projection", "recurrent_factor", "recurrent_offset")
 
 
@@ -122,11 +129,11 @@ class Steps:
     """
 
     def __init__(self, buffers: Buffers, gradients: Gradients | None = None) -> None:
-        call = _told(buffers, gradients)
-        self._forward = _Launch(kernels.forward, call, call.hidden, _POINTWISE)
-        self._emit = _Launch(kernels.emit_state, call, call.state, _POINTWISE)
-        self._absorb = _Launch(kernels.absorb_state, call, call.state, _POINTWISE)
-        self._backward = _Launch(kernels.backward, call, call.hidden, _POINTWISE)
+        told = _told([buffers], [gradients])
+        self._forward = _Launch(kernels.forward, told, told.hidden, _POINTWISE)
+        self._emit = _Launch(kernels.emit_state, told, told.state, _POINTWISE)
+        self._absorb = _Launch(kernels.absorb_state, told, told.state, _POINTWISE)
+        self._backward = _Launch(kernels.backward, told, told.hidden, _POINTWISE)
 
     def forward(self, t: int, product: Tensor) -> None:
         """From W_hh h_{t-1} to h_t before a projection."""
@@ -146,56 +153,63 @@ class Steps:
 
 
 class Walk:
-    """All steps of one call.
+    """All steps of one call, or of several at once.
 
     Args:
-        buffers: of the way forward, in float32; biases, noise, h0, c0 and ``out`` may be in half
-            precision.
-        gradients: of the way back, in float32; ``out`` may be in half precision.
-        weight: W_hh [G·H, P]; what it is multiplied with is rounded to its dtype.
-        projection: W_hr [P, H] or None; likewise.
-        factor: of the noise of ``recurrent``, [T, B, P] or held, or None; with a draw a gate G·P
-            instead of P.
-        offset: likewise, and as wide as the factor.
+        calls: of one shape, with the same kinds of noise. Buffers and gradients are in float32;
+            biases, noise, h0, c0 and ``out`` may be in half precision. What a matrix is multiplied
+            with is rounded to its dtype.
     """
 
-    def __init__(
-        self,
-        buffers: Buffers,
-        gradients: Gradients | None,
-        weight: Tensor,
-        projection: Tensor | None,
-        factor: Tensor | None,
-        offset: Tensor | None,
-    ) -> None:
-        noise = [one for one in (factor, offset) if one is not None]
-        draws = max([one.shape[-1] // weight.shape[-1] for one in noise], default=1)
-        self._noises = draws * len(noise)
-        self._steps = buffers.steps
-        self._call = _told(buffers, gradients)._replace(
+    def __init__(self, calls: Sequence[Call]) -> None:
+        products = [call.product for call in calls]
+        first = products[0]
+        noise = [one for one in (first.factor, first.offset) if one is not None]
+        draws = max([one.shape[-1] // first.weight.shape[-1] for one in noise], default=1)
+        self._noises, self._replicas = draws * len(noise), len(calls)
+        self._steps = calls[0].buffers.steps
+        told = _told([call.buffers for call in calls], [call.gradients for call in calls])
+        self._told = told._replace(
             draws=constexpr(draws),
-            weight=_contiguous(weight),
-            projection=_contiguous(projection),
-            recurrent_factor=_contiguous(factor),
-            recurrent_offset=_contiguous(offset),
+            weight=_rows([_contiguous(one.weight) for one in products]),
+            projection=_rows([_contiguous(call.projection) for call in calls]),
+            recurrent_factor=_rows([_contiguous(one.factor) for one in products]),
+            recurrent_offset=_rows([_contiguous(one.offset) for one in products]),
         )
 
     def forward(self) -> None:
         """From W_ih x and the first state to the outputs and the last state."""
-        call, gates = self._call, self._call.gate_count.value
-        launches = [_walking(kernels.step, call, call.hidden, call.weight, gates, self._noises)]
-        if call.projection.at is not None:
-            launches.append(_walking(kernels.project, call, call.state, call.projection))
+        told, gates = self._told, self._told.gate_count.value
+        launches = [self._launch(kernels.step, told.hidden, told.weight, gates, self._noises)]
+        if told.projection.at is not None:
+            launches.append(self._launch(kernels.project, told.state, told.projection))
         _run(launches, self._steps)
 
     def backward(self) -> None:
         """From the gradients of those to what arrives at the products of each step."""
-        call = self._call
-        launches = [_walking(kernels.step_back, call, call.state, call.weight)]
-        if call.projection.at is not None:
-            launches.append(_walking(kernels.project_back, call, call.hidden, call.projection))
+        told = self._told
+        launches = [self._launch(kernels.step_back, told.state, told.weight)]
+        if told.projection.at is not None:
+            launches.append(self._launch(kernels.project_back, told.hidden, told.projection))
         _run(launches, self._steps[::-1])
-        _run([_walking(kernels.send_back, call, call.state, call.weight)], self._steps[:1])
+        _run([self._launch(kernels.send_back, told.state, told.weight)], self._steps[:1])
+
+    def _launch(
+        self, kernel: Any, units: constexpr, matrix: Rows, products: int = 1, noises: int = 0
+    ) -> _Launch:
+        """Return the launch of a kernel with a product.
+
+        Args:
+            kernel: of ``noisin.fused.kernels``.
+            units: which programs share among them, H or P.
+            matrix: what is multiplied with.
+            products: how many products a program makes at once.
+            noises: how many factors and offsets act on what the matrix is multiplied with.
+        """
+        assert matrix.at is not None
+        column, row = products * matrix.at.element_size(), 4 * (1 + noises)
+        tile = blocks(self._told.batch, units.value, column, row, self._replicas)
+        return _Launch(kernel, self._told, units, tile, self._replicas)
 
 
 class _Launch:
@@ -206,30 +220,36 @@ class _Launch:
 
     Args:
         kernel: of ``noisin.fused.kernels``.
-        call: what it reads and writes.
+        told: what it reads and writes.
         units: which programs share among them, H or P.
         options: blocks of the kernel, in its order, and how it is compiled.
+        replicas: how many calls this is.
     """
 
     def __init__(
-        self, kernel: Any, call: Call, units: constexpr, options: dict[str, int | bool]
+        self,
+        kernel: Any,
+        told: Told,
+        units: constexpr,
+        options: dict[str, int | bool],
+        replicas: int = 1,
     ) -> None:
         rows, columns = options["BLOCK_B"], options["BLOCK_H"]
-        self._grid = cdiv(call.batch, rows), cdiv(units.value, columns), 1
-        self._kernel, self._call, self._options = kernel, call, options
+        self._grid = cdiv(told.batch, rows), cdiv(units.value, columns), replicas
+        self._kernel, self._told, self._options = kernel, told, options
         self._blocks = [size for name, size in options.items() if name.startswith("BLOCK")]
         self._compiled = self._addresses = None
 
     def __call__(self, t: int, *more: Tensor) -> None:
-        states = self._call.states.at
+        states = self._told.states.at
         if states is None:  # no sequences
             return
         with torch.cuda.device_of(states):
             if self._compiled is None:
-                compiled = self._kernel[self._grid](self._call, t, *more, **self._options)
+                compiled = self._kernel[self._grid](self._told, t, *more, **self._options)
                 if compiled is not None:  # Triton's interpreter has nothing to show
                     self._compiled = compiled[self._grid]
-                    self._addresses = _addresses(self._call)
+                    self._addresses = _addresses(self._told)
             else:
                 self._compiled(self._addresses, t, *more, *self._blocks)
 
@@ -244,7 +264,7 @@ def _addresses(value: Any) -> Any:
     """Return nested tuples with an address for each tensor in them."""
     if isinstance(value, Tensor):
         return value.data_ptr()
-    if isinstance(value, Rows | Call):
+    if isinstance(value, Rows | Told):
         return type(value)(*map(_addresses, value))
     return value
 
@@ -255,30 +275,9 @@ _ENOUGH = 66  # programs, half of the multiprocessors of an H100
 _SHARED = 88 * 1024  # bytes of shared memory for tiles; all devices from sm_80 on have 99 KiB
 
 
-def _walking(
-    kernel: Any,
-    call: Call,
-    units: constexpr,
-    matrix: Rows,
-    products: int = 1,
-    noises: int = 0,
-) -> _Launch:
-    """Return the launch of a kernel with a product.
-
-    Args:
-        kernel: of ``noisin.fused.kernels``.
-        call: what it reads and writes.
-        units: which programs share among them, H or P.
-        matrix: what is multiplied with.
-        products: how many products a program makes at once.
-        noises: how many factors and offsets act on what the matrix is multiplied with.
-    """
-    assert matrix.at is not None
-    column, row = products * matrix.at.element_size(), 4 * (1 + noises)
-    return _Launch(kernel, call, units, blocks(call.batch, units.value, column, row))
-
-
-def blocks(batch: int, units: int, column: int, row: int) -> dict[str, int | bool]:
+def blocks(
+    batch: int, units: int, column: int, row: int, replicas: int = 1
+) -> dict[str, int | bool]:
     """Return which tile a program has, and how it is computed.
 
     It is the largest whose programs occupy half of a large GPU, or else the smallest.
@@ -288,11 +287,13 @@ def blocks(batch: int, units: int, column: int, row: int) -> dict[str, int | boo
         units: which programs share among them.
         column: bytes a unit brings to each addend of its products.
         row: bytes a sequence brings.
+        replicas: calls at once.
     """
-    rows, columns = next(
-        (tile for tile in _TILES if cdiv(batch, tile[0]) * cdiv(units, tile[1]) >= _ENOUGH),
-        _TILES[-1],
-    )
+
+    def programs(tile: tuple[int, int]) -> int:
+        return -(-batch // tile[0]) * -(-units // tile[1]) * replicas
+
+    rows, columns = next((tile for tile in _TILES if programs(tile) >= _ENOUGH), _TILES[-1])
     addend = 2 * (rows * row + columns * column)  # two tiles at a time, one on its way
     return {
         "BLOCK_B": rows,
@@ -304,42 +305,66 @@ def blocks(batch: int, units: int, column: int, row: int) -> dict[str, int | boo
     }
 
 
-def _told(buffers: Buffers, gradients: Gradients | None) -> Call:
-    """Return what the kernels are told of a call without its products."""
-    hidden = buffers.inner.shape[-1]
-    rows = {name: _rows(getattr(buffers, name)) for name in _FORWARD}
-    rows |= {f"grad_{name}": _rows(getattr(gradients, name, None)) for name in _BACKWARD}
-    rows |= dict.fromkeys(_PRODUCT, NOTHING)
-    given: dict[str, Any] = {name: getattr(buffers, name) for name in _GIVEN}
-    return Call(
+def _told(buffers: Sequence[Buffers], gradients: Sequence[Gradients | None]) -> Told:
+    """Return what the kernels are told of calls without their products."""
+    first = buffers[0]
+    rows: dict[str, Rows] = dict.fromkeys(_PRODUCT, NOTHING)
+    for names, where, prefix, made in (
+        (_MADE, buffers, "", True),
+        (_GIVEN, buffers, "", False),
+        (_MADE_BACK, gradients, "grad_", True),
+        (_GIVEN_BACK, gradients, "grad_", False),
+    ):
+        for name in names:
+            rows[prefix + name] = _rows([getattr(one, name, None) for one in where], made)
+    hidden = first.inner.shape[-1]
+    same = first.out is first.states
+    return Told(
         **rows,
-        **given,
-        h0=_rows(buffers.h0.float()),
-        c0=_rows(buffers.c0.float()),
-        out=NOTHING if buffers.out is buffers.states else _rows(buffers.out),
-        batch=len(buffers.h0),
-        steps=len(buffers.gates),
+        h0=_rows([one.h0.float() for one in buffers]),
+        c0=_rows([one.c0.float() for one in buffers]),
+        out=NOTHING if same else _rows([one.out for one in buffers], made=True),
+        batch=len(first.h0),
+        steps=len(first.gates),
         hidden=constexpr(hidden),
-        state=constexpr(buffers.h0.shape[-1]),
-        gate_count=constexpr(buffers.gates.shape[-1] // hidden),
+        state=constexpr(first.h0.shape[-1]),
+        gate_count=constexpr(first.gates.shape[-1] // hidden),
         draws=constexpr(1),
         precision=constexpr("tf32" if _allows_tf32() else "ieee"),
-        mode=constexpr(buffers.mode),
-        reverse=constexpr(buffers.reverse),
+        mode=constexpr(first.mode),
+        reverse=constexpr(first.reverse),
     )
 
 
-def _contiguous(tensor: Tensor | None) -> Rows:
-    return NOTHING if tensor is None else _rows(tensor.contiguous())
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
-def _rows(tensor: Tensor | None) -> Rows:
-    """Return a contiguous tensor as the kernels read it; nothing without numbers."""
-    if tensor is None or not tensor.numel():
+def _rows(tensors: Sequence[Tensor | None], made: bool = False) -> Rows:
+    """Return contiguous tensors, one a replica, as the kernels read them.
+
+    Args:
+        tensors: all there, or all missing or without numbers.
+        made: whether the kernels write what is read elsewhere. Then the tensors must lie one like
+            the other, each as far behind the one before; others are copied where they do not.
+    """
+    there = [one for one in tensors if one is not None and one.numel()]
+    if not there:
         return NOTHING
-    assert tensor.is_contiguous()
-    held = tensor.dim() == 2 or len(tensor) == 1
-    return Rows(tensor, constexpr(tensor.shape[-1]), constexpr(held))
+    first, apart = there[0], 0
+    assert len(there) == len(tensors)
+    assert all(one.is_contiguous() for one in there)
+    if len(there) > 1:
+        addresses = [one.data_ptr() for one in there]
+        steps = {b - a for a, b in pairwise(addresses)}
+        if len(steps) > 1 or min(steps) < 0:
+            assert not made
+            whole = torch.stack(there)
+            first, apart = whole[0], first.numel()
+        else:
+            apart = steps.pop() // first.element_size()
+    held = first.dim() < 3 or len(first) == 1
+    return Rows(first, apart, constexpr(first.shape[-1]), constexpr(held))
 
 
 def _allows_tf32() -> bool:

@@ -1,0 +1,29 @@
+"""Draws inside ``torch.func.vmap``: what it runs as one call stands for several models.
+
+vmap refuses what is drawn inside, or draws it for all at once. Here each of them has its own.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def each(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return what a function gives for each member of a batch of vmap, as such a batch.
+
+    Args:
+        function: of a tensor, which runs outside of vmap; it may draw, and look at numbers.
+        x: what it is called with; a tensor outside of all batches is its own only member.
+    """
+    functorch = torch._C._functorch
+    if not functorch.is_batchedtensor(x):
+        with torch._C._DisableFuncTorch():
+            return function(x)
+    members = functorch.get_unwrapped(x).unbind(functorch.maybe_get_bdim(x))
+    results = torch.stack([each(function, one) for one in members])
+    return functorch._add_batch_dim(results, 0, functorch.maybe_get_level(x))
