@@ -42,6 +42,7 @@ from noisin.noise import (
 from noisin.propagated import Propagation
 from noisin.propagation import Moments
 from noisin.recurrence import Recurrence
+from noisin.replicas import Replicas
 from noisin.surgery import regularize, strip
 from noisin.text import parse
 from noisin.zoneout import Zoneout
@@ -72,6 +73,7 @@ __all__ = [
     "PoissonHead",
     "Propagation",
     "Recurrence",
+    "Replicas",
     "Term",
     "Terms",
     "Uniform",

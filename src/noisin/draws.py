@@ -171,7 +171,7 @@ def expected(
     stack: Stack,
     noise: Term | None,
     batch: int,
-    like: Tensor,
+    like: Like,
     spread: Callable[[str, int], Tensor] | None = None,
 ) -> dict[str, tuple[Tensor | Scaled, ...]]:
     """Return what stands for noise in evaluation: of zoneout's masks their expectations.
@@ -180,21 +180,22 @@ def expected(
         stack: shape of the layers.
         noise: ``Zoneout``, and terms that draw nothing, ``@ moments``.
         batch: B.
-        like: a tensor of the kind to make.
+        like: what to make.
         spread: for learned spreads, std of (place, index of the term there).
     """
-    kind, filled = Like(like.dtype, like.device), {}
+    filled = {}
     for place, terms in places(stack, noise).items():
         entries = []
         for index, term in enumerate(terms):
             if isinstance(term, Zoneout):
                 size = (1, batch, stack.features(place))
-                entries.append(like.new_full(size, _keeping(place, term)))
+                kind = {"dtype": like.dtype, "device": like.device}
+                entries.append(torch.full(size, _keeping(place, term), **kind))
                 continue
             assert isinstance(term, Noise)
             learned = spread is not None and isinstance(term.law.std, Learned)
             std = spread(place, index) if learned and spread is not None else None
-            entries.append(draw_term(term, (), 0, std, None, kind))
+            entries.append(draw_term(term, (), 0, std, None, like))
         filled[place] = tuple(entries)
     return filled
 
@@ -203,6 +204,11 @@ def is_seeded(term: Noise) -> bool:
     """Return whether seeds stand for the draws: a weight matrix a step is not held."""
     weight = is_weight(term.site.name)
     return weight and term.estimate == "sample" and term.hold != "sequence"
+
+
+def is_final(term: Noise) -> bool:
+    """Return whether the entry is all that is read of a term's law."""
+    return term.estimate == "moments" or (term.estimate == "sample" and not is_seeded(term))
 
 
 def _keeping(place: str, term: Zoneout) -> float:

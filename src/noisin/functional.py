@@ -73,7 +73,7 @@ def path_of(
         return "reference", "torch.func or forward-mode differentiation is active"
     refusal = fused.refusal(stack, found, layer, dtype, device)
     why = _beyond_torch(stack, found, layer)
-    if not why and _is_mapped():
+    if not why and is_mapped():
         why = "torch.func.vmap is active, which torch's kernel does not serve"
     if why:
         return ("reference", f"{why}; {refusal}") if refusal else (cast(Path, device.type), why)
@@ -91,7 +91,8 @@ def _is_differentiated() -> bool:
     return any(one.key() != vmap for one in _transforms())
 
 
-def _is_mapped() -> bool:
+def is_mapped() -> bool:
+    """Return whether a transform of torch.func is active."""
     return bool(_transforms())
 
 
@@ -212,7 +213,7 @@ def _checked(path: Path | None, stack: Stack, found: Places, layer: int, x: Tens
     if chosen == "moments":
         raise ValueError(f"path={path!r} runs tensors, and the layer takes moments; {why}")
     if path == "torch" and (
-        _is_differentiated() or _is_mapped() or _beyond_torch(stack, found, layer)
+        _is_differentiated() or is_mapped() or _beyond_torch(stack, found, layer)
     ):
         raise ValueError(f'path="torch" needs torch\'s own kernel to serve the layer; {why}')
     if path in _FUSED:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from noisin import at, draws, functional
-from noisin.draws import Draws, Scaled, expected, outside_checkpoints
+from noisin.draws import Draws, Like, Scaled, expected, outside_checkpoints
 from noisin.functional import Path
 from noisin.laws import Bernoulli
 from noisin.noise import Noise, Term
@@ -76,15 +76,18 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
             Gradients reach learned spreads through these tensors.
         """
         x, _ = self._time_major(input.mean if isinstance(input, Moments) else input)
-        return draws.draw(
-            self.stack,
-            self.on(self.acting(), given=True),
-            x.shape[0],
-            x.shape[1],
-            spread=self._spread,
-            generator=outside_checkpoints(generator),
-            dtype=self._dtype(x),
-            device=x.device,
+        source = outside_checkpoints(generator)
+        return self._each(
+            lambda layer: draws.draw(
+                layer.stack,
+                layer.on(layer.acting(), given=True),
+                x.shape[0],
+                x.shape[1],
+                spread=layer._spread,
+                generator=source,
+                dtype=self._dtype(x),
+                device=x.device,
+            )
         )
 
     @untraced  # as torch's own layers are out of its sight
@@ -126,9 +129,11 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         if check:
             _check_finite(input, hx)
         moments = return_moments or isinstance(input, Moments) or _has_moments(hx)
-        noise = self._noise_of(draws, kernel=path is None and not moments)
+        kernel = path is None and not moments
+        noise = self._noise_of(draws, kernel)
         moments = return_moments or isinstance(input, Moments)
         plain = noise is None and draws is None and path is None and not moments
+        plain = plain and not functional.is_mapped()
         if plain and self.mode in functional.KERNELS and not _has_moments(hx):
             return super().forward(input, hx)
         form = _checked_form(input)
@@ -138,10 +143,15 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
             raise RuntimeError("a sequence must have at least one step, got none")
         autocast = autocasting(x.device)
         x = x.to(self._dtype(x))
+        like = Like(x.dtype, x.device)
         if draws is None and (self.training or self.sampling) and not self.silent:
             draws = self.draw(form)
         elif draws is None:
-            draws = expected(self.stack, noise, x.shape[1], x, self._spread)
+            draws = self._each(
+                lambda layer: expected(
+                    layer.stack, layer._noise_of(None, kernel), x.shape[1], like, layer._spread
+                )
+            )
         unbatched = not isinstance(form, PackedSequence) and form.dim() == 2
         variance = self._time_major(input.variance)[0] if isinstance(input, Moments) else None
         with computing(x.device):

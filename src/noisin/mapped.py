@@ -7,10 +7,12 @@ vmap refuses what is drawn inside, or draws it for all at once. Here each of the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 
 def each(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -27,3 +29,17 @@ def each(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     members = functorch.get_unwrapped(x).unbind(functorch.maybe_get_bdim(x))
     results = torch.stack([each(function, one) for one in members])
     return functorch._add_batch_dim(results, 0, functorch.maybe_get_level(x))
+
+
+def joined(functions: Sequence[Callable[[], Any]]) -> Any:
+    """Return what several functions give, one for each member of the innermost vmap.
+
+    Args:
+        functions: which run outside of vmap, and return tensors in dicts and tuples of one form.
+    """
+    functorch = torch._C._functorch
+    with torch._C._DisableFuncTorch():
+        parts = [function() for function in functions]
+        whole = tree_map(lambda *tensors: torch.stack(tensors), *parts)
+    level = functorch.maybe_current_level()
+    return tree_map(lambda one: functorch._add_batch_dim(one, 0, level), whole)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from noisin import mapped
 from noisin.draws import Draws, Like, Scaled, act, draw_term, outside_checkpoints
 from noisin.laws import Learned
 from noisin.noise import Noise, Term, joined, terms_of
@@ -19,6 +22,8 @@ from noisin.propagation import exact
 from noisin.stack import Places, supported, together
 from noisin.text import parse
 from noisin.zoneout import Zoneout
+
+Drawn = TypeVar("Drawn")
 
 
 class Noisy(nn.Module):
@@ -35,6 +40,7 @@ class Noisy(nn.Module):
     sampling: bool = False
     silent: bool = False
     _noise: Term | None = None
+    _replicas: Sequence[tuple[Noisy, Callable[[], AbstractContextManager[Any]]]] = ()
 
     @property
     def noise(self) -> Term | None:
@@ -87,6 +93,20 @@ class Noisy(nn.Module):
     @abstractmethod
     def draw(self, input: Any, *, generator: torch.Generator | None = None) -> Draws:
         """Draw the noise of one call."""
+
+    def _each(self, make: Callable[[Any], Drawn]) -> Drawn:
+        """Return the draws that a function makes for this layer.
+
+        Where it stands for replicas, they are those of each, drawn from its own stream.
+        """
+        if not self._replicas:
+            return make(self)
+
+        def drawn(layer: Noisy, stream: Callable[[], AbstractContextManager[Any]]) -> Drawn:
+            with stream():
+                return make(layer)
+
+        return mapped.joined([partial(drawn, *replica) for replica in self._replicas])
 
     def _dtype(self, input: Tensor) -> torch.dtype:
         """Return the type to compute in: that of the input, or autocast's.
@@ -148,6 +168,28 @@ class Noisy(nn.Module):
                 missing_keys.remove(prefix + name)
 
 
+@contextmanager
+def standing_for(
+    layers: Sequence[Sequence[Noisy]], streams: Sequence[Callable[[], AbstractContextManager[Any]]]
+) -> Iterator[None]:
+    """Let layers draw for their replicas within the context, inside of vmap.
+
+    Args:
+        layers: for each layer that is called its replicas, itself as the first.
+        streams: for each replica a context in which its draws are made.
+    """
+    for first, *others in layers:
+        # a copy of the first keeps its parameters, in whose place functional_call puts others
+        own = copy.copy(first)
+        own.__dict__["_parameters"] = dict(first._parameters)
+        first._replicas = tuple(zip((own, *others), streams, strict=True))
+    try:
+        yield
+    finally:
+        for first, *_ in layers:
+            first._replicas = ()
+
+
 class Simple(Noisy):
     """A noisy layer that is no stack: its places are its sites."""
 
@@ -193,24 +235,28 @@ class Simple(Noisy):
             For each site one entry a term, in most cases the final factor or offset; see
             ``noisin.draws``.
         """
-        return self._draw(self.on(self._noise, given=True), input, generator)
+        return self._draw(input, generator, given=True)
 
     def _draw(
-        self, noise: Term | None, input: Any, generator: torch.Generator | None = None
+        self, input: Any, generator: torch.Generator | None = None, *, given: bool
     ) -> dict[str, tuple[Tensor | Scaled, ...]]:
         input = exact(input).mean
         source, like = outside_checkpoints(generator), self._like(input)
         kind = Like(like.dtype, like.device)
-        drawn = {}
-        for place, terms in self.resolve(noise).items():
-            entries = []
-            for index, term in enumerate(terms):
-                assert isinstance(term, Noise)
-                std = self._std(place, index, term)
-                size = self.entry_size(term, input)
-                entries.append(draw_term(term, size, self._time(term), std, source, kind))
-            drawn[place] = tuple(entries)
-        return drawn
+
+        def make(layer: Simple) -> dict[str, tuple[Tensor | Scaled, ...]]:
+            drawn = {}
+            for place, terms in layer.resolve(layer.on(layer._noise, given)).items():
+                entries = []
+                for index, term in enumerate(terms):
+                    assert isinstance(term, Noise)
+                    std = layer._std(place, index, term)
+                    size = layer.entry_size(term, input)
+                    entries.append(draw_term(term, size, layer._time(term), std, source, kind))
+                drawn[place] = tuple(entries)
+            return drawn
+
+        return self._each(make)
 
     def _acting(self, input: Any, draws: Draws | None) -> dict[str, list[Acting]] | None:
         """Return what acts in this call by site, None if nothing does, or raise.
@@ -226,7 +272,7 @@ class Simple(Noisy):
         if noise is None and not draws:
             return None
         if draws is None:
-            draws = self._draw(noise, input)
+            draws = self._draw(input, given=False)
         input, found = exact(input).mean, self.resolve(noise)
         if not isinstance(draws, Mapping):
             raise ValueError(f"draws must be a dict by site, got {type(draws).__name__}")

@@ -1,0 +1,215 @@
+"""Several models at once: what each computes is what it would alone."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from cases import ROWS, kinds_of, make, seeded
+from conftest import assert_bit_equal, flat
+from noisin import GRU, LSTM, BernoulliHead, Embedding, Linear, Replicas, regularize, sampling
+
+T, B, F, H = 4, 3, 3, 5
+SEEDS = (11, 12, 13)
+
+
+class Network(nn.Module):
+    """Embedding, recurrent layers, dense layer and head, with noise in each."""
+
+    def __init__(self, noise="hidden * Gaussian(0.3)", cell=LSTM):
+        super().__init__()
+        self.embedding = Embedding(7, F, noise="row * Bernoulli(keep=0.5) @ sequence")
+        self.rnn = cell(F, H, num_layers=2, dropout=0.4, noise=noise)
+        self.dense = Linear(H, H, noise="weight + Gaussian(0.1) & input * Bernoulli(keep=0.8)")
+        self.drop = nn.Dropout(0.0)
+        self.head = BernoulliHead(H, 4, noise="input * Gaussian(Learned(0.3))")
+
+    def forward(self, ids, state=None):
+        output, state = self.rnn(self.embedding(ids), state)
+        return self.head(self.drop(torch.tanh(self.dense(output)))), state
+
+
+def networks(*noises, cell=LSTM):
+    torch.manual_seed(1)
+    return [Network(noise, cell) for noise in noises]
+
+
+def alone(models, args):
+    """Run each model by itself, with a seed of its own."""
+    found = []
+    for model, seed, own in zip(models, SEEDS, args, strict=False):
+        torch.manual_seed(seed)
+        found.append(model(*own))
+    return found
+
+
+def gradients(results, models):
+    """Gradients of all parameters of all models, of the same function of each one's results."""
+    total = sum(one.square().sum() for one in flat(results))
+    named = [parameter for model in models for parameter in model.parameters()]
+    return torch.autograd.grad(total, named, allow_unused=True, materialize_grads=True)
+
+
+def unstacked(results, count):
+    return [[one[r] for one in flat(results)] for r in range(count)]
+
+
+IDS = torch.randint(7, (T, B), generator=torch.Generator().manual_seed(2))
+LEVELS = [f"hidden * Gaussian({std})" for std in (0.3, 0.6, 0.9)]
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("cell", [LSTM, GRU])
+def test_a_network_of_noisy_layers(together, cell):
+    models = networks(*LEVELS, cell=cell)
+    replicas = Replicas(models, seeds=SEEDS, together=together)
+    found = replicas(IDS)
+    expected = alone(models, [(IDS,)] * 3)
+    compare = torch.testing.assert_close if together else assert_bit_equal
+    compare(unstacked(found, 3), [flat(one) for one in expected])
+    grads, others = gradients(found, models), gradients(expected, models)
+    torch.testing.assert_close(grads, others, rtol=1e-4, atol=1e-5)
+    differ = found[0][0] - found[0][1]
+    assert differ.abs().max() > 0.01
+
+
+@pytest.mark.parametrize(("row", "kind"), [(row, kinds_of(row)[0]) for row in ROWS])
+def test_every_row_together(row, kind):
+    models = [make(kind, F, H, 2, noise=row) for _ in SEEDS]
+    x = seeded(T, B, F)
+    found = Replicas(models, seeds=SEEDS, together=True)(x)
+    expected = alone(models, [(x,)] * 3)
+    torch.testing.assert_close(unstacked(found, 3), [flat(one) for one in expected])
+    torch.testing.assert_close(
+        gradients(found, models), gradients(expected, models), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_noises_of_different_forms():
+    """What one pass does not serve has passes of its own."""
+    noises = [
+        "none",
+        "Zoneout(hidden=0.3)",
+        "hidden * Gaussian(0.3) & output * Bernoulli(keep=0.5)",
+    ]
+    torch.manual_seed(0)
+    replicas = Replicas(nn.LSTM(F, H), noises, seeds=SEEDS, together=True)
+    assert [str(one.noise) for one in replicas][1:] == noises[1:]
+    x = seeded(T, B, F)
+    expected = alone(list(replicas), [(x,)] * 3)
+    torch.testing.assert_close(unstacked(replicas(x), 3), [flat(one) for one in expected])
+    replicas.eval()
+    expected = [one(x) for one in replicas]
+    torch.testing.assert_close(unstacked(replicas(x), 3), [flat(one) for one in expected])
+
+
+@pytest.mark.parametrize("noise", ["hidden * Gaussian(0.3)", "none"])
+def test_arguments_of_each_replica(noise):
+    replicas = Replicas(LSTM(F, H), [noise] * 3, seeds=SEEDS, together=True)
+    x, h = seeded(3, T, B, F), seeded(3, 1, B, H)
+    found = replicas(x, (h, 2 * h), in_dims=0)
+    expected = alone(list(replicas), [(x[r], (h[r], 2 * h[r])) for r in range(3)])
+    torch.testing.assert_close(unstacked(found, 3), [flat(one) for one in expected])
+    found = replicas(x[0], found[1], in_dims=(None, 0))
+    assert found[0].shape == (3, T, B, H)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_streams_go_on_and_are_saved(together):
+    models = networks(*LEVELS)
+    replicas = Replicas(models, seeds=SEEDS, together=together)
+    first = replicas(IDS)[0]
+    saved = copy.deepcopy(replicas.state_dict())
+    before = torch.get_rng_state()
+    second = replicas(IDS)[0]
+    assert_bit_equal(torch.get_rng_state(), before)
+    assert not torch.equal(first, second)
+    other = Replicas(networks(*LEVELS), seeds=(5, 6, 7), together=together)
+    other.load_state_dict(saved)
+    assert_bit_equal(other(IDS)[0], second)
+    torch.manual_seed(SEEDS[1])
+    expected = [models[1](IDS)[0] for _ in range(2)]
+    torch.testing.assert_close([first[1], second[1]], expected)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_training_is_that_of_each_alone(together):
+    replicas = Replicas(networks(*LEVELS), seeds=SEEDS, together=together)
+    others = networks(*LEVELS)
+    sgd = torch.optim.SGD(replicas.parameters(), lr=0.1)
+    for _ in range(5):
+        sgd.zero_grad()
+        replicas(IDS)[0].square().mean((1, 2, 3)).sum().backward()
+        sgd.step()
+    for model, seed in zip(others, SEEDS, strict=True):
+        torch.manual_seed(seed)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(5):
+            sgd.zero_grad()
+            model(IDS)[0].square().mean().backward()
+            sgd.step()
+    for model, other in zip(replicas, others, strict=True):
+        torch.testing.assert_close(dict(model.named_parameters()), dict(other.named_parameters()))
+
+
+def test_sampling_draws_for_each():
+    replicas = Replicas(networks(*LEVELS), seeds=SEEDS, together=True).eval()
+    assert_bit_equal(replicas(IDS)[0], replicas(IDS)[0])
+    with sampling(replicas):
+        first, second = replicas(IDS)[0], replicas(IDS)[0]
+    assert (first != second).any()
+
+
+def test_packed_sequences_run_in_turn():
+    lengths = torch.tensor([2, 4, 1])
+    packed = nn.utils.rnn.pack_padded_sequence(seeded(T, B, F), lengths, enforce_sorted=False)
+    replicas = Replicas(LSTM(F, H), LEVELS, seeds=SEEDS, together=True)
+    found = replicas(packed)[0]
+    expected = alone(list(replicas), [(packed,)] * 3)
+    assert_bit_equal(found.data, torch.stack([one[0].data for one in expected]))
+
+
+def test_a_replica_is_a_model():
+    replicas = Replicas(LSTM(F, H), LEVELS)
+    assert len(replicas) == 3
+    assert isinstance(replicas[1], LSTM)
+    assert str(replicas[1].noise) == LEVELS[1]
+    assert replicas[0].weight_hh_l0.data_ptr() != replicas[1].weight_hh_l0.data_ptr()
+    assert len(set(replicas.seeds)) == 3
+
+
+@pytest.mark.parametrize(
+    ("make_replicas", "rule"),
+    [
+        (lambda: Replicas(LSTM(F, H)), "need noises or seeds"),
+        (lambda: Replicas([]), "at least one model"),
+        (lambda: Replicas(LSTM(F, H), LEVELS, seeds=[1]), "one a replica, 3; got 1"),
+        (lambda: Replicas([LSTM(F, H), LSTM(F, H + 1)]), "same names, shapes"),
+        (lambda: Replicas(LSTM(F, H), ["row * Gaussian(1.0)"]), "row"),
+        (lambda: Replicas(nn.Linear(2, 3), ["hidden * Gaussian(1.0)"]), "must have an RNN"),
+    ],
+)
+def test_bad_replicas_are_refused(make_replicas, rule):
+    with pytest.raises(ValueError, match=rule):
+        make_replicas()
+
+
+@pytest.mark.parametrize(
+    ("dims", "rule"),
+    [(1, "in_dims must be 0 or None"), ((None, 0), "for each of 1"), (0, "3 replicas in front")],
+)
+def test_bad_arguments_are_refused(dims, rule):
+    with pytest.raises(ValueError, match=rule):
+        Replicas(LSTM(F, H), LEVELS)(seeded(T, B, F), in_dims=dims)
+
+
+def test_other_modules_decide_what_is_together():
+    models = networks(*LEVELS)
+    models[1].drop.p = 0.9
+    replicas = Replicas(models, seeds=SEEDS, together=True)
+    found = unstacked(replicas(IDS), 3)
+    expected = alone(models, [(IDS,)] * 3)
+    torch.testing.assert_close(found, [flat(one) for one in expected])
+    regularize(models[0].rnn, None)
+    replicas(IDS)
