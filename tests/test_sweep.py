@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from lab_cases import corpus, midi_folder
-from noisin.lab import LabError, recipe, records, sweep, train, workers
+from noisin.lab import LabError, best, recipe, records, sweep, train, workers
 from noisin.lab.sweep import Sweep, Worker
 from noisin.lab.task import Stopped
 from noisin.lab.trials import distributions, finished, is_lost, open_storage, patiently
@@ -96,13 +96,13 @@ def test_the_draws_of_a_trial_are_its_numbers_own(made, tmp_path):
 def test_the_best_trial_becomes_a_row_that_runs_again(made):
     found = made()
     Worker(found, corpus()).run()
-    path = sweep.write_best(found, trials_of(found))
+    path = best.write(found, trials_of(found))
     chosen = recipe.load(str(path))
-    best = min(records.read([found.folder]), key=lambda record: record.best)
+    first = min(records.read([found.folder]), key=lambda record: record.best)
     assert list(chosen.rows) == ["best"]
-    assert chosen.rows["best"].config.hash(found.corpus, 2) == best.hash
+    assert chosen.rows["best"].config.hash(found.corpus, 2) == first.hash
     assert chosen.seeds == (2,)
-    assert sweep.write_best(found, []) is None
+    assert best.write(found, []) is None
 
 
 def test_a_silent_workers_trial_is_done_by_another(made):
@@ -125,12 +125,12 @@ def test_a_trial_that_was_taken_away_is_left_alone(made, monkeypatch):
     slow, taken = Worker(found, corpus()), []
     run = train.run
 
-    def stall(job, data, tell, stopping):
+    def stall(job, data, tell, stopping, ranks=None):
         if not taken:
             (trial,) = trials_of(found)
             slow._lose(trial, "its worker gave no sign of life", again=True)
             taken.append(job.hash)
-        return run(job, data, tell, stopping)
+        return run(job, data, tell, stopping, ranks)
 
     monkeypatch.setattr(train, "run", stall)
     slow.run()
@@ -164,7 +164,7 @@ def test_failed_trials_say_why_and_count(made, changes, monkeypatch):
     assert len(finished(trials)) == 4
     assert all(reason in t.user_attrs["reason"] for t in trials)
     assert all(how.startswith("failed: ") for _, how, _ in told)
-    assert sweep.write_best(found, trials) is None
+    assert best.write(found, trials) is None
 
 
 def test_a_diverged_run_is_a_failed_trial(made, monkeypatch):

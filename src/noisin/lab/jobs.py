@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -21,13 +22,14 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from noisin.lab import LabError, records, tasks, train
-from noisin.lab.config import corpus_key
+from noisin.lab import LabError, records, tasks, train, turns
+from noisin.lab.config import Accelerator, corpus_key
 from noisin.lab.recipe import Recipe
 from noisin.lab.records import Record
 from noisin.lab.task import Corpus
 from noisin.lab.train import Job
 from noisin.lab.trainer import Progress
+from noisin.lab.turns import Turn
 
 SAY_EVERY = 15.0  # seconds between lines of progress where there is no terminal
 
@@ -95,7 +97,15 @@ def finished(jobs: Sequence[Job]) -> list[Record]:
     return found
 
 
-def do(jobs: Sequence[Job], *, processes: int, data_dir: Path | None, console: Console) -> None:
+def do(
+    jobs: Sequence[Job],
+    *,
+    processes: int,
+    data_dir: Path | None,
+    console: Console,
+    replicas: int = 1,
+    accelerator: Accelerator = "cpu",
+) -> None:
     """Do the runs that are not done yet.
 
     Args:
@@ -103,6 +113,8 @@ def do(jobs: Sequence[Job], *, processes: int, data_dir: Path | None, console: C
         processes: how many at a time.
         data_dir: folder with corpus files.
         console: where progress goes.
+        replicas: how many runs share a process.
+        accelerator: where, if they do.
 
     Raises:
         Interrupted: the user pressed Ctrl-C.
@@ -110,25 +122,33 @@ def do(jobs: Sequence[Job], *, processes: int, data_dir: Path | None, console: C
     """
     todo = [job for job in jobs if not (job.path / "record.json").exists()]
     if todo:
-        _do(todo, min(processes, len(todo)), data_dir, console)
+        groups = [todo[start : start + replicas] for start in range(0, len(todo), replicas)]
+        _do(groups, min(processes, len(groups)), data_dir, console, accelerator)
 
 
-def _do(jobs: Sequence[Job], processes: int, data_dir: Path | None, console: Console) -> None:
+def _do(
+    groups: Sequence[Sequence[Job]],
+    processes: int,
+    data_dir: Path | None,
+    console: Console,
+    accelerator: Accelerator,
+) -> None:
     context = multiprocessing.get_context("spawn")
     told, stop = context.Queue(), context.Event()
     with (
         ProcessPoolExecutor(processes, context, _begin, (told, stop, data_dir)) as pool,
-        Display(len(jobs), console) as display,
+        Display(sum(map(len, groups)), console) as display,
     ):
         with deaf():  # the workers inherit it: Ctrl-C reaches this process alone
-            futures = {pool.submit(_run, job): job for job in jobs}
-        pending: set[Future[Record | None]] = set(futures)
+            futures = {pool.submit(_run, group, accelerator): group for group in groups}
+        pending: set[Future[list[Record | None]]] = set(futures)
         try:
             while pending:
                 done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                 display.show(_emptied(told))
                 for future in done:
-                    display.finish(futures[future], future.result())
+                    for job, record in zip(futures[future], future.result(), strict=True):
+                        display.finish(job, record)
         except BrokenProcessPool:
             raise LabError(
                 "a worker process was killed, perhaps for want of memory; "
@@ -161,14 +181,24 @@ def _begin(told: Queue[Progress], stop: Event, data_dir: Path | None) -> None:
     _worker.told, _worker.stop, _worker.data_dir = told, stop, data_dir
 
 
-def _run(job: Job) -> Record | None:
-    """Do one run in a worker; None if it was stopped."""
+def _run(group: Sequence[Job], accelerator: Accelerator) -> list[Record | None]:
+    """Do some runs in a worker; None for those that were stopped."""
+    if len(group) == 1 and accelerator == "cpu":
+        return [_one(group[0])]
+    return turns.take([partial(_one, job) for job in group], accelerator)
+
+
+def _one(job: Job, turn: Turn[Record | None] | None = None) -> Record | None:
     key = corpus_key(job.row.config)
     if key not in _worker.corpora:
         _worker.corpora[key] = tasks.load(job.row.config, _worker.data_dir)
     assert _worker.told is not None
+
+    def stopping() -> bool:
+        return _stopping() or (turn is not None and turn.cancelled)
+
     try:
-        return train.run(job, _worker.corpora[key], _worker.told.put, _stopping)
+        return train.run(job, _worker.corpora[key], _worker.told.put, stopping, turn)
     except train.Stopped:
         return None
 

@@ -161,8 +161,8 @@ def padded_in_front(batch: Batch, length: int) -> Batch:
         return whole.gather(0, steps[..., None].expand(-1, -1, x.shape[2]))
 
     # what is read behind the end of a stretch is silence already
-    inputs, targets = moved(batch.inputs), moved(batch.targets)
-    return Batch(inputs, targets, torch.ones(length, len(sizes), dtype=torch.bool), batch.first)
+    inputs, targets, first = map(moved, (batch.inputs, batch.targets, batch.first[..., None]))
+    return Batch(inputs, targets, torch.ones(length, len(sizes), dtype=torch.bool), first[..., 0])
 
 
 def batch_of(rolls: Sequence[Roll], starts: Sequence[int], length: int) -> Batch:
@@ -229,11 +229,19 @@ class MusicTask:
             return Batch(*(x[:, own] for x in batch))
         return Batch(*(x[:, :1] for x in batch))._replace(valid=batch.valid[:, :1] & False)
 
+    def counts(self, batch: Batch) -> tuple[int, int]:
+        """Return the number of steps, twice: the loss is a mean over them."""
+        count = int(batch.valid.sum())
+        return count, count
+
+    def total(self, batch: Batch, carried: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the negative log-likelihood of a batch; nothing is carried on."""
+        likelihood = self.model.log_likelihood(batch, self.config.train_samples).mean(0)
+        return -(likelihood * batch.valid).sum(), {}
+
     def loss(self, batch: Batch) -> Loss:
         """Return the loss of a batch, a mean over steps."""
-        likelihood = self.model.log_likelihood(batch, self.config.train_samples).mean(0)
-        count = int(batch.valid.sum())
-        return Loss(-(likelihood * batch.valid).sum(), count, count)
+        return Loss(self.total(batch, {})[0], *self.counts(batch))
 
     def carried(self) -> dict[str, Tensor]:
         """Return nothing: every stretch begins from a state of zeros."""

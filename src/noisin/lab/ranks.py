@@ -86,6 +86,24 @@ class Layout:
         """Processes of a run."""
         return self.devices * self.nodes
 
+    def shared(self, replicas: int) -> Accelerator | None:
+        """Return where runs compute that share a process, None for one run a process.
+
+        Raises:
+            LabError: a layout in which runs cannot share one.
+        """
+        if replicas == 1:
+            return None
+        if self != Layout(accelerator=self.accelerator):
+            raise LabError(
+                "--replicas are runs of one device in 32-true; leave out --devices, --nodes and "
+                f"--precision, got {self}"
+            )
+        there = torch.cuda.is_available()
+        if self.accelerator == "cuda" and not there:
+            raise LabError("--accelerator cuda must find a device of CUDA; there is none")
+        return "cuda" if self.accelerator != "cpu" and there else "cpu"
+
 
 def check_cut(config: AnyConfig, processes: int) -> None:
     """Refuse batches that cannot be cut.

@@ -56,11 +56,16 @@ def run(
         str, typer.Option(help="32-true or bf16-mixed; runs in turn.")
     ] = "32-true",
     accelerator: Annotated[str, typer.Option(help="cpu, cuda or auto; runs in turn.")] = "cpu",
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Runs that share a process; on CUDA they train at once.")
+    ] = 1,
 ) -> None:
     """Train the rows of a recipe and report. What is done is not done again."""
     layout = Layout(devices, nodes, strategy, precision, accelerator)
     layout.check_started()
-    ranks = Ranks() if layout.plain else FabricRanks(layout)
+    shared = layout.shared(replicas)
+    ranks = Ranks() if layout.plain or shared else FabricRanks(layout)
+    ranks.accelerator = shared or ranks.accelerator
     console.quiet = not ranks.first
     found = ranks.on_all(lambda: _planned(name, only, changes, data_dir, out, tensorboard, ranks))
     hashes = [job.hash for job in found.jobs]
@@ -68,8 +73,9 @@ def run(
     ranks.from_first(lambda: make_folder(found.folder))
     waiting = ranks.from_first(lambda: len(found.jobs) - len(jobs.finished(found.jobs)))
     say(f"{found.recipe.title}: {len(found.jobs)} runs, {waiting} to do")
-    if layout.plain:
-        jobs.do(found.jobs, processes=processes, data_dir=data_dir, console=console)
+    if layout.plain or shared:
+        how = {"processes": processes, "data_dir": data_dir, "console": console}
+        jobs.do(found.jobs, **how, replicas=replicas, accelerator=shared or "cpu")
     else:
         together.do(found.jobs, found.corpora, ranks, console)
     if ranks.first:

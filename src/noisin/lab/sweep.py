@@ -30,7 +30,6 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from noisin.lab import LabError, recipe, tasks, train
-from noisin.lab.files import write_aside
 from noisin.lab.recipe import Recipe
 from noisin.lab.records import Record
 from noisin.lab.search import Search
@@ -53,6 +52,7 @@ from noisin.lab.trials import (
     patiently,
     taken,
 )
+from noisin.lab.turns import Turn
 
 Sampler = Literal["random", "tpe"]
 STARTUP = 8  # epochs, and finished trials, before anything is pruned
@@ -72,6 +72,7 @@ class Sweep:
         prune: whether trials worse than the median of the others at their epoch end early.
         seed: of the draws of settings.
         grace: seconds without a sign of life after which a trial is taken from its worker.
+        decides: what else decides the numbers of its runs; see ``Ranks.decides``.
     """
 
     recipe: Recipe
@@ -83,6 +84,7 @@ class Sweep:
     prune: bool = False
     seed: int = 0
     grace: float = 60.0
+    decides: tuple[str, ...] = ()
 
     @property
     def search(self) -> Search:
@@ -93,15 +95,25 @@ class Sweep:
     @property
     def study(self) -> str:
         """Name of the study: another one for another space, corpus, sampler or seed."""
-        return study_name(self.recipe, self.corpus, self.sampler, self.prune, self.seed)
+        return study_name(
+            self.recipe, self.corpus, self.sampler, self.prune, self.seed, self.decides
+        )
 
 
-def study_name(recipe: Recipe, corpus: str, sampler: str, prune: bool, seed: int) -> str:
+def study_name(
+    recipe: Recipe,
+    corpus: str,
+    sampler: str,
+    prune: bool,
+    seed: int,
+    decides: tuple[str, ...] = (),
+) -> str:
     """Return the recipe's name with a hash of what decides its trials."""
     assert recipe.search is not None
     config = recipe.rows[recipe.search.row].config
-    decides = [recipe.search.model_dump(mode="json"), config.hash(corpus, recipe.seeds[0])]
-    text = json.dumps([decides, sampler, prune, seed], sort_keys=True)
+    run = config.hash(corpus, recipe.seeds[0], *decides)
+    whole = [[recipe.search.model_dump(mode="json"), run], sampler, prune, seed]
+    text = json.dumps(whole, sort_keys=True)
     return f"{recipe.name}-search-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
@@ -130,6 +142,7 @@ class Worker:
         tell: told the progress of a run after each epoch.
         told: told each finished trial: its number, how it ended, and the title of its run.
         stopping: asked often whether to stop.
+        turn: of a worker that shares its process with others.
     """
 
     def __init__(
@@ -139,9 +152,10 @@ class Worker:
         tell: Callable[[Progress], None] = lambda _: None,
         told: Callable[[int, str, str], None] = lambda *_: None,
         stopping: Callable[[], bool] = lambda: False,
+        turn: Turn[None] | None = None,
     ) -> None:
         self.sweep, self.corpus = sweep, corpus
-        self.tell, self.told, self.stopping = tell, told, stopping
+        self.tell, self.told, self.stopping, self.turn = tell, told, stopping, turn
         self.storage = patiently(lambda: open_storage(sweep.storage), stopping)
         self.study = patiently(
             lambda: optuna.create_study(
@@ -174,7 +188,7 @@ class Worker:
             if len(finished(trials)) >= self.sweep.trials:
                 return
             if taken(trials) >= self.sweep.trials:
-                time.sleep(min(1.0, self.sweep.grace / 8))  # others are at the last ones
+                self._rest(min(1.0, self.sweep.grace / 8))  # others are at the last ones
                 continue
             trial = patiently(lambda: self.study.ask(space), self.stopping)
             trials = self.trials()
@@ -183,10 +197,13 @@ class Worker:
                 continue
             if taken(trials) > self.sweep.trials:  # another asked at the same moment
                 self._lose(trial, "one more than were asked for", again=AGAIN in trial.user_attrs)
-                time.sleep(random.uniform(0, 0.5))
+                self._rest(random.uniform(0, 0.5))
                 continue
             self._do(trial)
         raise Stopped
+
+    def _rest(self, seconds: float) -> None:
+        (time.sleep if self.turn is None else self.turn.rest)(seconds)
 
     def _take_back(self, trials: list[FrozenTrial]) -> None:
         """Take trials from workers that gave no sign of life for their grace period.
@@ -260,6 +277,7 @@ class Worker:
                     self.corpus,
                     tell,
                     lambda: pruned or lost.is_set() or self.stopping(),
+                    self.turn,
                 )
             except Stopped:
                 if not pruned and not lost.is_set():
@@ -318,6 +336,7 @@ class Worker:
         return Job(
             *(self.sweep.study, title, name, row, seed, self.sweep.corpus, self.sweep.folder),
             test=False,
+            decides=self.sweep.decides,
         )
 
     @contextmanager
@@ -356,41 +375,3 @@ def _is_double(trial: Trial, trials: list[FrozenTrial]) -> bool:
     return of is not None and any(
         t.number < trial.number and t.user_attrs.get(AGAIN) == of for t in trials
     )
-
-
-def best_row(sweep: Sweep, trial: FrozenTrial) -> str:
-    """Return a recipe in TOML with the settings of a trial as its only row."""
-    config = recipe.trial(sweep.recipe, trial.params).config
-    default = type(config).model_fields
-    settings = {
-        name: value
-        for name, value in config.model_dump().items()
-        if name in ("task", "data") or value != default[name].default
-    }
-    lines = [
-        f"title = {json.dumps(f'{sweep.recipe.title}: best of a search')}",
-        f"seeds = {list(sweep.recipe.seeds)}",
-        "",
-        "[rows.best]",
-        f"note = {json.dumps(f'trial {trial.number}, valid {trial.value}')}",
-        *(f"{name} = {_toml(value)}" for name, value in settings.items()),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _toml(value: Any) -> str:
-    if value is None:
-        return '"none"'
-    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
-
-
-def write_best(sweep: Sweep, trials: list[FrozenTrial]) -> Path | None:
-    """Write the best trial as a recipe; None where no trial has a score."""
-    scored = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
-    if not scored:
-        return None
-    best = min(scored, key=lambda t: (t.value, t.number))
-    path = sweep.folder / "best.toml"
-    with write_aside(path) as file:
-        file.write(best_row(sweep, best).encode())
-    return path

@@ -9,7 +9,9 @@ from typing import Annotated, Any, get_args
 import typer
 
 from noisin.lab import LabError, recipe, tasks
+from noisin.lab.config import layout_of
 from noisin.lab.files import cores, make_folder
+from noisin.lab.ranks import Layout
 from noisin.lab.terminal import (
     Changes,
     DataDir,
@@ -46,14 +48,22 @@ def sweep(
     data_dir: DataDir = None,
     out: Folder = Path("runs"),
     processes: Annotated[int, typer.Option(min=1, help="Workers here, one thread each.")] = cores(),
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Trials that share a process; on CUDA they train at once.")
+    ] = 1,
+    accelerator: Annotated[str, typer.Option(help="Of replicas: cpu, cuda or auto.")] = "cpu",
 ) -> None:
     """Search the space of a recipe; more workers may join, here and on other machines."""
     try:
+        from noisin.lab import best, workers
         from noisin.lab import sweep as sweeps
         from noisin.lab import trials as trial_store
-        from noisin.lab import workers
     except ImportError as error:
         raise LabError(f'a sweep needs Optuna: pip install "noisin[lab]"; {error}') from None
+    shared = Layout(accelerator=accelerator).shared(replicas)
+    if shared is None and accelerator != "cpu":
+        raise LabError(f"--accelerator is for --replicas above 1; got {accelerator!r}")
+    decides = layout_of(1, "32-true", shared or "cpu")
     chosen = recipe.load(name, changes).swept(only or None)
     assert chosen.search is not None
     if sampler not in get_args(sweeps.Sampler):
@@ -62,11 +72,11 @@ def sweep(
     outline(chosen, chosen.search.row, row)
     corpus = tasks.load(row.config, data_dir, say)
     digest = corpus.digest()
-    folder = out / sweeps.study_name(chosen, digest, sampler, prune, seed)
+    folder = out / sweeps.study_name(chosen, digest, sampler, prune, seed, decides)
     make_folder(folder)
     found = sweeps.Sweep(
         *(chosen, digest, folder, storage or str(folder / "journal.log"), trials),
-        *(sampler, prune, seed, grace),  # pyright: ignore[reportArgumentType]
+        *(sampler, prune, seed, grace, decides),  # pyright: ignore[reportArgumentType]
     )
     try:
         trial_store.close(trial_store.open_storage(found.storage))
@@ -77,15 +87,16 @@ def sweep(
     view = sweeps.Worker(found, corpus)
     say(f"{found.study}: {workers.left(found, view.trials())} of {trials} trials to do")
     if workers.left(found, view.trials()):
-        workers.do(found, processes=processes, data_dir=data_dir, console=console)
+        how = {"processes": processes, "data_dir": data_dir, "console": console}
+        workers.do(found, **how, replicas=replicas, accelerator=shared or "cpu")
     done = view.trials()
     trial_store.close(view.storage)
     _print_trials(done)
-    best = sweeps.write_best(found, done)
-    if best is None:
+    path = best.write(found, done)
+    if path is None:
         reasons = dict.fromkeys(t.user_attrs.get("reason", "") for t in done)
         raise LabError("\n".join(["no trial has a score", *filter(None, reasons)]))
-    say(f"best: {best}; noisin run {best} trains it on every seed")
+    say(f"best: {path}; noisin run {path} trains it on every seed")
 
 
 def _print_trials(trials: list[Any], count: int = 5) -> None:

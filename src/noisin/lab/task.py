@@ -90,8 +90,19 @@ class Task(Protocol):
         """
         ...
 
+    def counts(self, batch: Any) -> tuple[int, int]:
+        """Return ``steps`` and ``scale`` of the loss of a batch."""
+        ...
+
+    def total(self, batch: Any, carried: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return ``total`` of the loss of a batch, and what is carried to the next.
+
+        Nothing is kept, and no number is read out of a tensor, so that ``torch.func`` can take it.
+        """
+        ...
+
     def loss(self, batch: Any) -> Loss:
-        """Return the loss of a batch."""
+        """Return the loss of a batch, and carry on what it leaves."""
         ...
 
     def carried(self) -> dict[str, Tensor]:

@@ -140,7 +140,7 @@ class WordTask:
         check(config, corpus)
         self.model = WordModel(config, len(corpus.vocabulary))
         self._start = corpus.vocabulary.index(EOS)
-        self._state: State | Tensor | None = None
+        self._carried: dict[str, Tensor] = {}  # the state between windows
         self._splits = {**corpus.splits, "train": trained_on(config, corpus)}
         self._length = len(self._splits["train"]) // config.batch_size
 
@@ -156,7 +156,7 @@ class WordTask:
         out); each stream goes on where its last window ended.
         """
         if skip == 0:
-            self._state = None
+            self._carried = {}
         size = self.config.window
         text = self._splits["train"]
         starts = np.arange(self.config.batch_size) * self._length
@@ -177,30 +177,38 @@ class WordTask:
         own = columns(batch.targets.shape[1], rank, size)
         return Window(batch.inputs[:, own], batch.targets[:, own])
 
-    def loss(self, batch: Window) -> Loss:
-        """Return the loss of a window, and carry the state on."""
+    def counts(self, batch: Window) -> tuple[int, int]:
+        """Return the number of tokens, and that of streams or of tokens."""
+        count = batch.targets.numel()
+        return count, batch.targets.shape[1] if self.config.loss == "window" else count
+
+    def total(self, batch: Window, carried: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the negative log-likelihood of a window, and the state behind it."""
         samples = self.config.train_samples
-        logits, state = self.model.in_draws(batch.inputs, self._state, samples)
-        self._state = (
-            tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
-        )
+        logits, state = self.model.in_draws(batch.inputs, self._state_of(carried), samples)
+        parts = state if isinstance(state, tuple) else (state,)
+        left = {str(index): part.detach() for index, part in enumerate(parts)}
         logits = at_least_float32(unfold(logits, samples))
         likelihood = self.model.head.log_likelihood(logits, batch.targets.expand(logits.shape[:-1]))
-        count = batch.targets.numel()
-        scale = batch.targets.shape[1] if self.config.loss == "window" else count
-        return Loss(-likelihood.mean(0).sum(), count, scale)
+        return -likelihood.mean(0).sum(), left
+
+    def loss(self, batch: Window) -> Loss:
+        """Return the loss of a window, and carry the state on."""
+        total, self._carried = self.total(batch, self._carried)
+        return Loss(total, *self.counts(batch))
 
     def carried(self) -> dict[str, Tensor]:
         """Return the state between windows."""
-        if self._state is None:
-            return {}
-        parts = self._state if isinstance(self._state, tuple) else (self._state,)
-        return {str(index): part for index, part in enumerate(parts)}
+        return self._carried
 
     def carry(self, tensors: dict[str, Tensor]) -> None:
         """Take up what ``carried`` gave."""
-        parts = tuple(tensors[str(index)].to(self.device) for index in range(len(tensors)))
-        self._state = None if not parts else parts if self.config.cell == "lstm" else parts[0]
+        self._carried = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+
+    def _state_of(self, carried: dict[str, Tensor]) -> State | Tensor | None:
+        """Return what is carried as the recurrent layers take it."""
+        parts = tuple(carried[str(index)] for index in range(len(carried)))
+        return None if not parts else parts if self.config.cell == "lstm" else parts[0]
 
     def in_metric(self, nll: float) -> Scores:
         """Return a mean negative log-likelihood as scores."""

@@ -17,18 +17,28 @@ import torch
 from optuna.trial import FrozenTrial
 from rich.console import Console
 
-from noisin.lab import LabError, tasks
+from noisin.lab import LabError, tasks, turns
+from noisin.lab.config import Accelerator
 from noisin.lab.jobs import Display, Interrupted, deaf
 from noisin.lab.sweep import Sweep, Worker
 from noisin.lab.task import Stopped
 from noisin.lab.trainer import Progress
 from noisin.lab.trials import finished
+from noisin.lab.turns import Turn
 
 # what a worker tells: progress of a run, the end of a trial, or why it gave up
 News = Progress | tuple[int, str, str] | str
 
 
-def do(sweep: Sweep, *, processes: int, data_dir: Path | None, console: Console) -> None:
+def do(
+    sweep: Sweep,
+    *,
+    processes: int,
+    data_dir: Path | None,
+    console: Console,
+    replicas: int = 1,
+    accelerator: Accelerator = "cpu",
+) -> None:
     """Work on a sweep until enough trials are finished.
 
     Args:
@@ -36,6 +46,8 @@ def do(sweep: Sweep, *, processes: int, data_dir: Path | None, console: Console)
         processes: workers here; others may work on the same sweep elsewhere.
         data_dir: folder with corpus files.
         console: where progress goes.
+        replicas: workers that share a process.
+        accelerator: where, if they do.
 
     Raises:
         Interrupted: the user pressed Ctrl-C; trials at work are given back.
@@ -45,7 +57,7 @@ def do(sweep: Sweep, *, processes: int, data_dir: Path | None, console: Console)
     told, stop = context.Queue(), context.Event()
     with deaf():  # the workers inherit it: Ctrl-C reaches this process alone
         workers = [
-            context.Process(target=_work, args=(sweep, data_dir, told, stop))
+            context.Process(target=_work, args=(sweep, data_dir, told, stop, replicas, accelerator))
             for _ in range(processes)
         ]
         for worker in workers:
@@ -97,8 +109,15 @@ def _show(told: Queue[News], display: Display, console: Console) -> list[str]:
     return reasons
 
 
-def _work(sweep: Sweep, data_dir: Path | None, told: Queue[News], stop: Event) -> None:
-    """Be a worker."""
+def _work(
+    sweep: Sweep,
+    data_dir: Path | None,
+    told: Queue[News],
+    stop: Event,
+    replicas: int,
+    accelerator: Accelerator,
+) -> None:
+    """Be a worker, or several that share a process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
@@ -112,7 +131,17 @@ def _work(sweep: Sweep, data_dir: Path | None, told: Queue[News], stop: Event) -
     try:
         row = sweep.recipe.rows[sweep.search.row]
         corpus = tasks.load(row.config, data_dir)
-        Worker(sweep, corpus, told.put, ended, stopping).run()
+        if replicas == 1 and accelerator == "cpu":
+            Worker(sweep, corpus, told.put, ended, stopping).run()
+            return
+
+        def work(turn: Turn[None]) -> None:
+            def cancelled() -> bool:
+                return turn.cancelled or stopping()
+
+            Worker(sweep, corpus, told.put, ended, cancelled, turn).run()
+
+        turns.take([work] * replicas, accelerator)
     except Stopped:
         return
     except LabError as error:
