@@ -128,7 +128,7 @@ def test_rest_lets_the_others_work():
     turns.take([waits, lambda turn: done.append(turn)])
 
 
-@pytest.mark.parametrize("command", [["run", "--set", "seeds=[1,2]"], ["sweep", "--trials", 2]])
+@pytest.mark.parametrize("command", [["run", "--seed", 1, "--seed", 2], ["sweep", "--trials", 2]])
 def test_the_command_has_the_same_records(tmp_path, call, made, command):
     midi_folder(tmp_path / "bach")
     made()

@@ -1,8 +1,9 @@
-"""The best trial of a sweep, as a recipe."""
+"""What a sweep leaves: its best trial as a recipe, and all that it has spent."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from noisin.lab import recipe
 from noisin.lab.files import write_aside
+from noisin.lab.spent import ENDING, Spent, State, Trial
 from noisin.lab.sweep import Sweep
+from noisin.lab.trials import REASON, is_lost
+
+STATES: dict[TrialState, State] = {
+    TrialState.COMPLETE: "finished",
+    TrialState.FAIL: "failed",
+    TrialState.PRUNED: "pruned",
+}
 
 
 def row_of(sweep: Sweep, trial: FrozenTrial) -> str:
@@ -48,4 +57,36 @@ def write(sweep: Sweep, trials: list[FrozenTrial]) -> Path | None:
     path = sweep.folder / "best.toml"
     with write_aside(path) as file:
         file.write(row_of(sweep, best).encode())
+    return path
+
+
+def write_spent(sweep: Sweep, trials: Sequence[FrozenTrial]) -> Path:
+    """Write what a sweep has spent into its folder."""
+    row = sweep.recipe.rows[sweep.search.row]
+    shared = set.intersection(*(set(one.space) for one in sweep.recipe.searches.values()))
+    several = len(sweep.recipe.searches) > 1
+    spent = Spent(
+        recipe=sweep.recipe.name,
+        row=sweep.search.row,
+        label=row.label,
+        own=tuple(name for name in sweep.search.space if several and name not in shared),
+        data=row.config.data,
+        corpus=sweep.corpus,
+        study=sweep.study,
+        sampler=sweep.sampler,
+        trials=tuple(
+            Trial(
+                number=one.number,
+                state=STATES[one.state],
+                valid=one.value,
+                settings=one.params,
+                reason=one.user_attrs.get(REASON, ""),
+            )
+            for one in trials
+            if one.state in STATES and not is_lost(one)
+        ),
+    )
+    path = sweep.folder / f"{spent.recipe}-{spent.row}{ENDING}"
+    with write_aside(path) as file:
+        file.write(spent.model_dump_json(indent=1).encode())
     return path

@@ -15,12 +15,15 @@ from rich.table import Table
 from noisin.explanation import explain as explain_model
 from noisin.lab import (
     LabError,
+    baselines,
     bench,
     data,
     evaluate,
+    markdown,
     recipe,
     records,
     report,
+    spent,
     tasks,
     together,
 )
@@ -140,14 +143,20 @@ def sample(
 def report_command(
     paths: Annotated[list[Path], typer.Argument(help="Folders of runs, or files of records.")],
     out: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("report.html"),
+    text: Annotated[
+        Path | None, typer.Option("--markdown", help="File for the tables alone, as Markdown.")
+    ] = None,
 ) -> None:
-    """Write one HTML page about runs."""
-    found = records.read(paths)
+    """Write one HTML page about runs, searches and baselines."""
+    found, trials, bases = records.read(paths), spent.read(paths), baselines.read(paths)
     for heading, rows in report.sections(found).items():
         console.print(heading, style="bold", markup=False)
         print_table(rows)
-    report.write(found, out)
+    report.write(found, out, spent=list(trials.values()), baselines=bases)
     say(f"report: {out}")
+    if text is not None:
+        markdown.write(found, text, trials, bases)
+        say(f"tables: {text}")
 
 
 @app.command()
@@ -231,6 +240,28 @@ def data_verify(
     """Count a corpus again, and compare with what is published."""
     for name in names:
         say(f"{name}: {data.verify(name, data_dir, say)}")
+
+
+@data_app.command(name="baselines")
+@refusing
+def data_baselines(
+    names: Annotated[list[str], typer.Argument(help="Corpora of music.")],
+    data_dir: DataDir = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write; it must end in .baselines.json.")
+    ] = None,
+) -> None:
+    """Score music without a network, in nats a step."""
+    if out is not None and not out.name.endswith(baselines.ENDING):
+        raise LabError(f"--out must end in {baselines.ENDING}, got {out}")
+    found = [one for name in names for one in baselines.of(name, data_dir)]
+    for one in found:
+        scores = ", ".join(f"{split} {score:.3f}" for split, score in one.scores.items())
+        say(f"{one.data}, {one.label}: {scores}")
+    if out is not None:
+        with write_aside(out) as file:
+            file.write("".join(one.model_dump_json() + "\n" for one in found).encode())
+        say(f"baselines: {out}")
 
 
 def main() -> None:

@@ -6,10 +6,11 @@ import base64
 import io
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import matplotlib as mpl
@@ -17,11 +18,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from noisin.lab import sound, tasks
+from noisin.lab.baselines import Baseline
 from noisin.lab.config import Config
 from noisin.lab.files import write_aside
 from noisin.lab.records import Record
 from noisin.lab.rolls import Roll
+from noisin.lab.spent import Spent
 
+ACROSS = 4  # panels of a figure side by side
 COLORS = ("#444444", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999933")
 
 
@@ -199,13 +203,22 @@ def sections(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
     return {heading: by_row(found) for heading, found in tables.items()}
 
 
-def write(records: Sequence[Record], path: Path, *, pieces: Sequence[Piece] = ()) -> None:
+def write(
+    records: Sequence[Record],
+    path: Path,
+    *,
+    pieces: Sequence[Piece] = (),
+    spent: Sequence[Spent] = (),
+    baselines: Mapping[str, list[Baseline]] = {},
+) -> None:
     """Write the report of all records, a section a table.
 
     Args:
         records: the runs.
         path: HTML file to write.
         pieces: samples to show and to play.
+        spent: searches for the settings of rows.
+        baselines: scores without a network, by corpus.
     """
     tables = []
     for heading, rows in sections(records).items():
@@ -223,6 +236,8 @@ def write(records: Sequence[Record], path: Path, *, pieces: Sequence[Piece] = ()
                 "environments": list(dict.fromkeys(_environment(run) for run in runs)),
                 "curves": _svg(partial(draw_curves, rows), 2),
                 "radius": _svg(partial(draw_radius, rows), 1),
+                "baselines": baselines.get(runs[0].corpus, []) if lines[0].scored else [],
+                **_searched(spent, rows),
             }
         )
     environment = jinja2.Environment(
@@ -237,6 +252,30 @@ def write(records: Sequence[Record], path: Path, *, pieces: Sequence[Piece] = ()
     )
     with write_aside(path) as file:
         file.write(page.encode())
+
+
+def _searched(spent: Sequence[Spent], rows: dict[str, list[Record]]) -> dict[str, Any]:
+    """Return what the page shows of the searches for the rows of a table."""
+    known = {(run.recipe, run.row): run for group in rows.values() for run in group}
+    own = [one for one in spent if (one.recipe, one.row) in known]
+    lines = {known[one.recipe, one.row].label: str(one) for one in own}
+    strong = [one for one in own if one.own]
+    height = 2.6 * -(-len(strong) // ACROSS)
+    drawn = [_svg(partial(draw_strength, strong), len(strong), height)] if strong else []
+    return {"trials": lines, "strength": "".join(drawn)}
+
+
+def draw_strength(spent: Sequence[Spent], *panels: Axes) -> None:
+    """Draw the validation score of trials over the strength of the noise, a panel a method."""
+    for axes, one in zip(panels, spent, strict=True):
+        name = one.own[-1]
+        done = [(t.settings[name], t.valid) for t in one.trials if t.valid is not None]
+        axes.plot(*zip(*done, strict=True), "o", markersize=3, color=COLORS[1])
+        values = [strength for strength, _ in done]
+        if min(values) > 0 and max(values) > 20 * min(values):
+            axes.set_xscale("log")
+        axes.set(title=one.label, xlabel=name)
+        axes.grid(alpha=0.3)
 
 
 def _environment(run: Record) -> str:
@@ -258,10 +297,14 @@ def _shown(piece: Piece) -> dict[str, str]:
 
 
 def _svg(draw: Callable[..., None], panels: int, height: float = 3.6) -> str:
-    """Return a figure as SVG text."""
+    """Return a figure as SVG text; more panels than a page is wide stand in rows."""
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "noisin", "font.size": 9}):
         figure = Figure(figsize=(9, height), layout="constrained")
-        draw(*figure.subplots(1, panels, squeeze=False)[0])
+        across = min(panels, ACROSS)
+        grid = figure.subplots(-(-panels // across), across, squeeze=False).flat
+        draw(*(axes for _, axes in zip(range(panels), grid, strict=False)))
+        for axes in figure.axes[panels:]:
+            axes.set_axis_off()
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()

@@ -37,6 +37,9 @@ from noisin.lab.train import Job
 def run(
     name: RecipeName = "",
     only: Only = [],
+    seeds: Annotated[
+        list[int], typer.Option("--seed", help="Seed to run, in place of the recipe's; repeatable.")
+    ] = [],
     changes: Changes = [],
     data_dir: DataDir = None,
     out: Folder = Path("runs"),
@@ -61,6 +64,7 @@ def run(
     ] = 1,
 ) -> None:
     """Train the rows of a recipe and report. What is done is not done again."""
+    changes = [*changes, f"seeds={seeds}"] if seeds else changes
     layout = Layout(devices, nodes, strategy, precision, accelerator)
     layout.check_started()
     shared = layout.shared(replicas)

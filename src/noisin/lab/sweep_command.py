@@ -92,6 +92,7 @@ def sweep(
     done = view.trials()
     trial_store.close(view.storage)
     _print_trials(done)
+    best.write_spent(found, done)
     path = best.write(found, done)
     if path is None:
         reasons = dict.fromkeys(t.user_attrs.get("reason", "") for t in done)

@@ -1,0 +1,118 @@
+"""What music costs without a network: the scores that a table must be read beside.
+
+All are fitted on the training pieces. Probabilities are (n + 1/2) / (N + 1), a key's counts with
+half a note and half a silence more, so that no key is impossible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from noisin.lab import LabError, rolls
+from noisin.lab.rolls import KEYS, Corpus, Roll
+
+ENDING = ".baselines.json"
+Bits = NDArray[np.float64]
+
+
+class Baseline(BaseModel):
+    """A score without a network.
+
+    Args:
+        schema_version: of this layout.
+        data: name of the corpus.
+        corpus: its sha256.
+        label: in tables.
+        scores: of each split, in nats a step without the first step of each piece.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    data: str
+    corpus: str
+    label: str
+    scores: dict[str, float]
+
+
+def _smoothed(sounding: Bits, steps: Bits | int) -> Bits:
+    return (sounding + 0.5) / (steps + 1)
+
+
+def _nll(p: Bits, keys: Bits) -> float:
+    return -float(np.sum(np.where(keys > 0, np.log(p), np.log1p(-p))))
+
+
+def _pairs(pieces: Iterable[Roll]) -> tuple[Bits, Bits]:
+    """Return the keys of all steps but the first of each piece, and those one step before."""
+    longer = [piece for piece in pieces if len(piece) > 1]
+    if not longer:
+        return np.zeros((2, 0, KEYS))[0], np.zeros((0, KEYS))
+    now = np.concatenate([piece[1:] for piece in longer]).astype(float)
+    return now, np.concatenate([piece[:-1] for piece in longer]).astype(float)
+
+
+def frequencies(corpus: Corpus) -> dict[str, float]:
+    """Score each key by how often it sounds, whatever came before."""
+    train = np.concatenate(corpus.splits["train"]).astype(float)
+    p = _smoothed(train.sum(0), len(train))
+    return {split: _nll(p, _pairs(of)[0]) / _count(of) for split, of in corpus.splits.items()}
+
+
+def copying(corpus: Corpus) -> dict[str, float]:
+    """Score each key by how often it sounds after it sounded, or not, one step before."""
+    now, before = _pairs(corpus.splits["train"])
+    stays = _smoothed((now * before).sum(0), before.sum(0))
+    begins = _smoothed((now * (1 - before)).sum(0), (1 - before).sum(0))
+    scores = {}
+    for split, pieces in corpus.splits.items():
+        now, before = _pairs(pieces)
+        scores[split] = _nll(np.where(before > 0, stays, begins), now) / _count(pieces)
+    return scores
+
+
+def _count(pieces: Iterable[Roll]) -> int:
+    return max(1, sum(len(piece) - 1 for piece in pieces))
+
+
+METHODS: Mapping[str, Callable[[Corpus], dict[str, float]]] = {
+    "each key's frequency": frequencies,
+    "each key copied from the step before": copying,
+}
+
+
+def of(name: str, data_dir: Path | None = None) -> list[Baseline]:
+    """Return the baselines of a corpus of music."""
+    corpus = rolls.load(name, data_dir)
+    digest = corpus.digest()
+    return [
+        Baseline(data=name, corpus=digest, label=label, scores=score(corpus))
+        for label, score in METHODS.items()
+    ]
+
+
+def read(paths: Iterable[Path]) -> dict[str, list[Baseline]]:
+    """Return baselines by the sha256 of their corpus.
+
+    Args:
+        paths: folders that are looked through.
+
+    Raises:
+        LabError: a file that is something else.
+    """
+    found: dict[str, list[Baseline]] = {}
+    for path in paths:
+        for file in sorted(path.rglob(f"*{ENDING}")) if path.is_dir() else ():
+            try:
+                lines = file.read_text(encoding="utf-8").splitlines()
+                for one in map(Baseline.model_validate_json, lines):
+                    found.setdefault(one.corpus, []).append(one)
+            except (OSError, UnicodeDecodeError, ValidationError) as error:
+                raise LabError(f"{file}: must be baselines, one a line; {error}") from None
+    return found

@@ -1,0 +1,104 @@
+"""The tables of a report as Markdown: published numbers beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from noisin.lab import report, tasks
+from noisin.lab.baselines import Baseline
+from noisin.lab.files import write_aside
+from noisin.lab.records import Record
+from noisin.lab.report import Line
+from noisin.lab.spent import Spent
+
+CLOSE = 0.02  # of the published number: a row that is as near is reproduced
+HEAD = """# Results
+
+Made by `noisin report` from the records in `results/`; no number is typed by hand. Scores are
+those of the plain network, noise off, at the epoch with the best validation score; lower is better.
+Mean ± standard deviation over seeds. `noisin run RECIPE --only ROW --seed S` runs any of them
+again.
+
+Settings were chosen on the validation split alone: the trials of a search are not scored on the
+test split at all, and a run scores it once, at its end. *Trials* are those spent on the row, in the
+space of its recipe; *reproduced* are means within 2 % of the published number.
+"""
+
+
+def write(
+    records: Sequence[Record],
+    path: Path,
+    spent: Mapping[tuple[str, str], Spent],
+    baselines: Mapping[str, list[Baseline]],
+) -> None:
+    """Write the tables of all records.
+
+    Args:
+        records: the runs.
+        path: Markdown file to write.
+        spent: what searches have spent, by recipe and row.
+        baselines: scores without a network, by corpus.
+    """
+    parts = [HEAD]
+    for heading, rows in report.sections(records).items():
+        parts.append(_section(heading, rows, spent, baselines))
+    with write_aside(path) as file:
+        file.write("\n".join(parts).encode())
+
+
+def _section(
+    heading: str,
+    rows: dict[str, list[Record]],
+    spent: Mapping[tuple[str, str], Spent],
+    baselines: Mapping[str, list[Baseline]],
+) -> str:
+    runs = [run for group in rows.values() for run in group]
+    first = runs[0]
+    table = [["method", "published", "test", "difference", "", "valid", "seeds", "trials"]]
+    if first.metric == "unscored":
+        for one in baselines.get(first.corpus, ()):
+            valid = f"{one.scores['valid']:.3f}"
+            table.append([one.label, "", f"{one.scores['test']:.3f}", "", "", valid, "", ""])
+    for line, group in zip(report.summary(rows), rows.values(), strict=True):
+        table.append(_row(line, group, spent.get((group[0].recipe, group[0].row))))
+    units = tasks.UNITS[first.metric]
+    lines = [f"## {heading}", "", f"{units[0].upper()}{units[1:]}; `{first.recipe}`.", ""]
+    lines += _table(table)
+    return "\n".join([*lines, *_notes(rows), ""])
+
+
+def _row(line: Line, runs: Sequence[Record], spent: Spent | None) -> list[str]:
+    test, published = line.scores["test"], runs[0].published
+    difference = verdict = ""
+    if test is not None and published is not None:
+        share = test.mean / published.test - 1
+        difference = f"{100 * share:+.1f} %"
+        verdict = "reproduced" if abs(share) <= CLOSE else "better" if share < 0 else "worse"
+    return [
+        line.label,
+        f"{published.test:g}" if published is not None else "",
+        str(test or "diverged"),
+        difference,
+        verdict,
+        str(line.scores["valid"] or ""),
+        str(test.count if test is not None else 0),
+        str(spent or ""),
+    ]
+
+
+def _notes(rows: dict[str, list[Record]]) -> list[str]:
+    """Return what else must be said: sources, notes of rows, what diverged, noise and settings."""
+    lines = report.summary(rows)
+    sources = dict.fromkeys(g[0].published.source for g in rows.values() if g[0].published)
+    found = ["", f"Published: {'; '.join(sources)}."] if sources else []
+    found += ["", "| method | noise | settings |", "|---|---|---|"]
+    found += [f"| {line.label} | `{line.noise}` | {line.settings} |" for line in lines]
+    found += [f"\n{line.label}: {line.note}." for line in lines if line.note]
+    found += [f"\n{line.label} diverged, {why}." for line in lines for why in line.diverged]
+    return found
+
+
+def _table(cells: Sequence[Sequence[str]]) -> list[str]:
+    rows = ["| " + " | ".join(row) + " |" for row in cells]
+    return [rows[0], "|" + "---|" * len(cells[0]), *rows[1:]]

@@ -1,0 +1,94 @@
+"""What a search has spent: every trial of a sweep, kept beside the records of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from noisin.lab import LabError
+
+ENDING = ".trials.json"
+State = Literal["finished", "failed", "pruned"]
+
+
+class Trial(BaseModel):
+    """One trial.
+
+    Args:
+        number: in its sweep.
+        state: how it ended.
+        valid: the best validation score, of a finished one.
+        settings: what was drawn.
+        reason: why it failed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    number: int
+    state: State
+    valid: float | None
+    settings: dict[str, Any]
+    reason: str = ""
+
+
+class Spent(BaseModel):
+    """A finished search for the settings of a row. No trial was scored on the test split.
+
+    Args:
+        schema_version: of this layout.
+        recipe: its name.
+        row: whose settings were searched.
+        label: of the row in tables.
+        own: what was drawn for this row alone, the strength of its noise or penalty.
+        data: name of the corpus.
+        corpus: its sha256.
+        study: name of the sweep.
+        sampler: how settings were drawn.
+        trials: in their order, lost ones left out.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    recipe: str
+    row: str
+    label: str
+    own: tuple[str, ...]
+    data: str
+    corpus: str
+    study: str
+    sampler: str
+    trials: tuple[Trial, ...]
+
+    @property
+    def best(self) -> Trial | None:
+        """The finished trial with the best score, the first of equals."""
+        done = [one for one in self.trials if one.valid is not None]
+        return min(done, key=lambda one: (one.valid, one.number), default=None)
+
+    def __str__(self) -> str:
+        failed = sum(one.state == "failed" for one in self.trials)
+        return f"{len(self.trials)}" + (f" ({failed} failed)" if failed else "")
+
+
+def read(paths: Iterable[Path]) -> dict[tuple[str, str], Spent]:
+    """Return what searches have spent, by recipe and row.
+
+    Args:
+        paths: files, or folders that are looked through.
+
+    Raises:
+        LabError: a file that is something else.
+    """
+    found = {}
+    for path in paths:
+        for file in sorted(path.rglob(f"*{ENDING}")) if path.is_dir() else ():
+            try:
+                one = Spent.model_validate_json(file.read_bytes())
+            except (OSError, ValidationError) as error:
+                raise LabError(f"{file}: must be the trials of a sweep; {error}") from None
+            found[one.recipe, one.row] = one
+    return found

@@ -1,0 +1,140 @@
+"""What tables stand beside: baselines without a network, trials that were spent, Markdown."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from lab_cases import benchmark_folder, midi_folder, rolls
+from noisin.lab import LabError, baselines, best, markdown, records, report, spent, train
+from noisin.lab.rolls import KEYS, Corpus
+from noisin.lab.sweep import Worker
+from test_cli import call as call  # a fixture
+from test_sweep import corpus, trials_of
+from test_sweep import made as made  # a fixture
+from test_train import job
+
+PUBLISHED = {"piano-midi": (11.05, 8.26), "nottingham": (10.25, None), "muse-data": (11.51, None)}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_baselines_of_the_benchmarks(name):
+    found = baselines.of(name, benchmark_folder())
+    for one, expected in zip(found, PUBLISHED[name], strict=True):
+        assert expected is None or one.scores["test"] == pytest.approx(expected, abs=0.015)
+
+
+def counted(train, piece, condition):
+    """Score a piece by counts of single keys, in plain Python."""
+    total = 0.0
+    for t in range(1, len(piece)):
+        for key in range(KEYS):
+            seen = [
+                int(one[s, key])
+                for one in train
+                for s in range(1 if condition else 0, len(one))
+                if not condition or one[s - 1, key] == piece[t - 1, key]
+            ]
+            p = (sum(seen) + 0.5) / (len(seen) + 1)
+            total -= math.log(p if piece[t, key] else 1 - p)
+    return total / (len(piece) - 1)
+
+
+@pytest.mark.parametrize("condition", [False, True])
+def test_baselines_are_counts(condition):
+    train, test = rolls([7, 1, 5], 1, rate=0.3), rolls([6], 2, rate=0.3)
+    data = Corpus("tiny", {"train": train, "valid": train, "test": test})
+    found = (baselines.copying if condition else baselines.frequencies)(data)
+    assert found["test"] == pytest.approx(counted(train, test[0], condition))
+
+
+def test_a_key_that_never_sounds_is_not_impossible():
+    silent = [np.zeros((4, KEYS), np.uint8)]
+    data = Corpus("tiny", {"train": silent, "valid": silent, "test": rolls([4], 1)})
+    for score in baselines.METHODS.values():
+        assert math.isfinite(score(data)["test"])
+
+
+@pytest.fixture
+def searched(made):
+    """A finished sweep, and what it has spent."""
+    found = made()
+    Worker(found, corpus()).run()
+    path = best.write_spent(found, trials_of(found))
+    return found, path
+
+
+def test_every_trial_is_kept(searched):
+    found, path = searched
+    (one,) = spent.read([path.parent]).values()
+    runs = {record.best for record in records.read([found.folder])}
+    assert [trial.number for trial in one.trials] == [0, 1, 2, 3]
+    assert {trial.valid for trial in one.trials} == runs
+    assert one.best is not None
+    assert one.best.valid == min(runs)
+    assert set(one.trials[0].settings) == {"hidden_size", "lr", "std"}
+    assert str(one) == "4"
+    assert not any("test" in record.scores for record in records.read([found.folder]))
+
+
+def test_files_of_something_else_are_refused(tmp_path):
+    (tmp_path / "a.trials.json").write_text("{}")
+    with pytest.raises(LabError, match="trials of a sweep"):
+        spent.read([tmp_path])
+    (tmp_path / "a.baselines.json").write_text("{}\n")
+    with pytest.raises(LabError, match="must be baselines"):
+        baselines.read([tmp_path])
+
+
+def test_tables_as_markdown_and_page(call, tmp_path, searched):
+    midi_folder(tmp_path / "bach")
+    result = call("run", "tiny.toml", "--out", "runs", "--seed", 5)
+    assert result.exit_code == 0, result.output
+    (record,) = [one for one in records.read([tmp_path / "runs"]) if one.row == "noisy"]
+    assert record.seed == 5
+    paper = record.model_dump(mode="json") | {"published": {"test": 50.0, "source": "A paper"}}
+    table = tmp_path / "table"
+    table.mkdir()
+    (table / "tiny.jsonl").write_text(json.dumps(paper) + "\n")
+    trials = spent.read([searched[1].parent])
+    baseline = {"data": "x", "label": "by hand"}
+    scores = dict.fromkeys(("train", "valid", "test"), 12.345)
+    base = baselines.Baseline(**baseline, corpus=record.corpus, scores=scores)
+    (table / "music.baselines.json").write_text(base.model_dump_json() + "\n")
+    (kept,) = trials.values()
+    strong = kept.model_copy(update={"own": ("std",)})
+    (table / "tiny-noisy.trials.json").write_text(strong.model_dump_json())
+    result = call("report", "table", "--out", "page.html", "--markdown", "tables.md")
+    assert result.exit_code == 0, result.output
+    text, page = (tmp_path / "tables.md").read_text(), (tmp_path / "page.html").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| noisy | 50 |"))
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    share = record.test / 50 - 1
+    assert cells[3] == f"{100 * share:+.1f} %"
+    assert cells[4] == ("reproduced" if abs(share) <= 0.02 else "better" if share < 0 else "worse")
+    assert cells[-2:] == ["1", "4"]
+    assert "| by hand |  | 12.345 |" in text
+    assert "12.345" in page
+    assert "Strength against the validation score" in page
+
+
+@pytest.mark.parametrize(
+    ("test", "word"),
+    [(50.9, "reproduced"), (51.1, "worse"), (48.9, "better"), (49.1, "reproduced")],
+)
+def test_what_counts_as_reproduced(test, word, tmp_path):
+    record = train.run(job(tmp_path, epochs=1), corpus())
+    scores = record.scores | {"test": {"unscored": test, "scored": test}}
+    published = {"test": 50.0, "source": "A paper"}
+    data = record.model_dump() | {"scores": scores, "published": published}
+    again = type(record).model_validate(data)
+    (line,) = report.summary(report.by_row([again]))
+    assert markdown._row(line, [again], None)[4] == word
+
+
+def test_baselines_by_the_command(call, tmp_path):
+    midi_folder(tmp_path / "bach")
+    result = call("data", "baselines", "bach", "--data-dir", tmp_path, "--out", "x.json")
+    assert result.exit_code == 2
+    assert "must end in .baselines.json" in result.output
