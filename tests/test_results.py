@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,3 +139,11 @@ def test_baselines_by_the_command(call, tmp_path):
     result = call("data", "baselines", "bach", "--data-dir", tmp_path, "--out", "x.json")
     assert result.exit_code == 2
     assert "must end in .baselines.json" in result.output
+
+
+def test_the_page_of_results_is_made_from_the_records(tmp_path, call):
+    root = Path(__file__).parents[1]
+    made = tmp_path / "results.md"
+    result = call("report", root / "results", "--markdown", made)
+    assert result.exit_code == 0, result.output
+    assert made.read_text() == (root / "docs" / "results.md").read_text()
