@@ -14,6 +14,9 @@ from noisin.variance import LOSSES, variance_field
 
 MEANS, SPREADS = (-5.0, 5.0), (0.05, 6.0)  # of E[a] and V[a]
 CELLS, ARROWS = 241, 17  # a side
+WEIGHTS, BIASES = (0.0, 12.0), (-4.5, 0.5)  # of a network of one unit
+STEPS, TARGET = 50, 0.7  # of that network
+DRAWS = 64
 
 
 def _range(ends: tuple[float, float], count: int) -> Tensor:
@@ -47,5 +50,62 @@ def variance_fields(path: Path, target: float = 0.2) -> None:
         axes.quiver(*(one.numpy() for one in arrows), color="white", scale=24, width=0.004)
         axes.set(title=f"{name}, target {target:g}", xlabel="E[a]")
         axes.set_ylabel("V[a]" if axes.get_subplotspec().is_first_col() else "")
+    with write_aside(path) as file:
+        figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=120)
+
+
+def one_unit_loss(
+    weights: Tensor, biases: Tensor, std: float = 0.0, draws: int = 1, seed: int = 0
+) -> Tensor:
+    """Return the squared loss of a recurrent network of one unit and no input.
+
+    x_t = σ(w_t x_{t-1} + b), x_0 = 0, L = (x_T - z)², with w_t = w + std · ξ_t, ξ_t ~ N(0, 1): the
+    mean of L over the draws, T = 50 and z = 0.7.
+
+    Args:
+        weights: w [N].
+        biases: b [M].
+        std: of the noise in the weight, drawn at each step.
+        draws: how many are averaged.
+        seed: of the draws.
+
+    Returns:
+        L [N, M].
+
+    References:
+        Ognawala, Bayer: Regularizing recurrent networks, section 5.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    noise = std * torch.randn(STEPS, draws, generator=generator)
+    x = torch.zeros(draws, len(weights), len(biases))
+    for step in noise:
+        x = torch.sigmoid((weights[:, None] + step[:, None, None]) * x + biases)
+    return (x - TARGET).square().mean(0)
+
+
+def loss_surfaces(path: Path, std: float = 2.0) -> None:
+    """Draw the loss of a network of one unit over its weight and bias, plain and under noise.
+
+    Without noise a wall stands where a second fixed point appears: there the gradient explodes.
+    Under noise in the weight the mean of the loss has a slope in its place.
+
+    Args:
+        path: PNG or SVG file to write.
+        std: of the noise in the weight.
+
+    References:
+        Ognawala, Bayer: Regularizing recurrent networks, Figures 2 and 3.
+    """
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    weights, biases = _range(WEIGHTS, CELLS), _range(BIASES, CELLS)
+    titles = {"no noise": (0.0, 1), f"weight + Gaussian({std:g})": (std, DRAWS)}
+    for axes, (title, how) in zip(figure.subplots(1, 2, sharey=True), titles.items(), strict=True):
+        loss = one_unit_loss(weights, biases, *how)
+        drawn = (one.numpy() for one in (weights, biases, loss.T))
+        shown = axes.pcolormesh(*drawn, vmin=0, vmax=TARGET**2, cmap="viridis", rasterized=True)
+        axes.set(
+            title=title, xlabel="w", ylabel="b" if axes.get_subplotspec().is_first_col() else ""
+        )
+    figure.colorbar(shown, ax=figure.axes, label="squared loss after 50 steps")
     with write_aside(path) as file:
         figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=120)
