@@ -18,6 +18,7 @@ ORDER = [
     *(
         "shapes",
         "tracing",
+        "mapped",
         "spread",
         "laws",
         "noise",
@@ -35,7 +36,7 @@ ORDER = [
     ),
     *("draws", "functional", "noisy", "dense", "layers", "recurrence"),
     *("inference", "likelihood", "variance", "diagnostics", "init", "optim", "penalties"),
-    *("replicas", "explanation", "surgery"),
+    *("explanation", "surgery", "replicas"),
 ]
 EXACT = {
     "shapes": set(),

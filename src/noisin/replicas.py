@@ -53,6 +53,7 @@ class Replicas(nn.Module):
         too, so that a checkpoint goes on exactly.
 
     Example:
+        >>> from noisin import LSTM
         >>> noises = ["hidden * Gaussian(0.5)", "hidden * Gaussian(1.0)"]
         >>> replicas = Replicas(LSTM(4, 8), noises, seeds=[1, 2])
         >>> output, (h, c) = replicas(torch.randn(5, 3, 4))
