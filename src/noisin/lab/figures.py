@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from matplotlib.colors import LogNorm
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -98,14 +99,14 @@ def loss_surfaces(path: Path, std: float = 2.0) -> None:
     """
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     weights, biases = _range(WEIGHTS, CELLS), _range(BIASES, CELLS)
+    shown = ScalarMappable(Normalize(0, TARGET**2), "viridis")
     titles = {"no noise": (0.0, 1), f"weight + Gaussian({std:g})": (std, DRAWS)}
     for axes, (title, how) in zip(figure.subplots(1, 2, sharey=True), titles.items(), strict=True):
         loss = one_unit_loss(weights, biases, *how)
         drawn = (one.numpy() for one in (weights, biases, loss.T))
-        shown = axes.pcolormesh(*drawn, vmin=0, vmax=TARGET**2, cmap="viridis", rasterized=True)
-        axes.set(
-            title=title, xlabel="w", ylabel="b" if axes.get_subplotspec().is_first_col() else ""
-        )
+        axes.pcolormesh(*drawn, norm=shown.norm, cmap=shown.cmap, rasterized=True)
+        axes.set(title=title, xlabel="w")
+    figure.axes[0].set_ylabel("b")
     figure.colorbar(shown, ax=figure.axes, label="squared loss after 50 steps")
     with write_aside(path) as file:
         figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=120)

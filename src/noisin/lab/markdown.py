@@ -26,9 +26,9 @@ space of its recipe; *reproduced* are means within 2 % of the published number.
 
 ![Loss of a network of one unit, and its mean under weight noise](figures/one-unit.png)
 
-Ognawala and Bayer's Figures 2 and 3: a recurrent network of one unit has 50 steps to reach 0.7. Where
-a second fixed point appears the loss has a wall; under noise in the weight its mean has a slope
-there. (`noisin.lab.figures.loss_surfaces` draws it.)
+Ognawala and Bayer's Figures 2 and 3: a recurrent network of one unit has 50 steps to reach 0.7.
+Where a second fixed point appears the loss has a wall; under noise in the weight its mean has a
+slope there. (`noisin.lab.figures.loss_surfaces` draws it.)
 """
 
 
