@@ -26,6 +26,8 @@ from noisin.lab.rolls import Roll
 from noisin.lab.spent import Spent
 
 ACROSS = 4  # panels of a figure side by side
+WORST = 1.35  # of the best score: what is worse is not told apart
+POINT: dict[str, Any] = {"markersize": 3, "color": "#0072b2"}
 COLORS = ("#444444", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999933")
 
 
@@ -266,15 +268,23 @@ def _searched(spent: Sequence[Spent], rows: dict[str, list[Record]]) -> dict[str
 
 
 def draw_strength(spent: Sequence[Spent], *panels: Axes) -> None:
-    """Draw the validation score of trials over the strength of the noise, a panel a method."""
+    """Draw the validation score of trials over the strength of the noise, a panel a method.
+
+    Scores far above the best of all are triangles at the upper edge.
+    """
+    every = [t.valid for one in spent for t in one.trials if t.valid is not None]
+    low, top = min(every, default=0.0), WORST * min(every, default=1.0)
     for axes, one in zip(panels, spent, strict=True):
         name = one.own[-1]
         done = [(t.settings[name], t.valid) for t in one.trials if t.valid is not None]
-        axes.plot(*zip(*done, strict=True), "o", markersize=3, color=COLORS[1])
+        inside = [pair for pair in done if pair[1] <= top]
+        beyond = [strength for strength, valid in done if valid > top]
+        axes.plot(*(zip(*inside, strict=True) if inside else ([], [])), "o", **POINT)
+        axes.plot(beyond, [top] * len(beyond), "^", **POINT)
         values = [strength for strength, _ in done]
-        if min(values) > 0 and max(values) > 20 * min(values):
+        if values and min(values) > 0 and max(values) > 20 * min(values):
             axes.set_xscale("log")
-        axes.set(title=one.label, xlabel=name)
+        axes.set(title=one.label, xlabel=name, ylim=(0.99 * low, 1.01 * top))
         axes.grid(alpha=0.3)
 
 
