@@ -58,7 +58,7 @@ def test_together_they_differ_by_rounding(tmp_path, changes):
     assert_close(turns.take(shared, together=True), alone)
 
 
-def test_together_on_words(tmp_path, words):  # noqa: F811
+def test_together_on_words(tmp_path, words):  # noqa: F811 (the fixture)
     """The state is carried from window to window; runs of other lengths end one by one."""
 
     def jobs(folder):

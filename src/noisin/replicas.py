@@ -48,8 +48,8 @@ class Replicas(nn.Module):
             cannot act.
 
     Note:
-        Together, a model may not read numbers out of its tensors, keep what it computes, or pack
-        sequences: such a model runs in turn (``together=False``). ``state_dict`` holds the streams
+        Together, a model may not read numbers out of its tensors, or keep what it computes: such a
+        model runs in turn (``together=False``), as all do on packed arguments. ``state_dict`` holds the streams
         too, so that a checkpoint goes on exactly.
 
     Example:
