@@ -49,8 +49,8 @@ class Replicas(nn.Module):
 
     Note:
         Together, a model may not read numbers out of its tensors, or keep what it computes: such a
-        model runs in turn (``together=False``), as all do on packed arguments. ``state_dict`` holds the streams
-        too, so that a checkpoint goes on exactly.
+        model runs in turn (``together=False``), as all do on packed arguments. ``state_dict`` holds
+        the streams too, so that a checkpoint goes on exactly.
 
     Example:
         >>> from noisin import LSTM
