@@ -97,7 +97,7 @@ class Law(ABC):
     ) -> Float[Tensor, "..."]:
         """Draw the factor 1 + ε; arguments as in ``sample``."""
         dtype = _floating(self, dtype)
-        return (1 + self._offset(size, std, generator, dtype, device)).to(dtype)
+        return self._offset(size, std, generator, dtype, device).add_(1).to(dtype)
 
     def _offset(
         self,
@@ -110,7 +110,8 @@ class Law(ABC):
         """Draw ε in float32, or in float64 if that is asked for."""
         scale = self._scale(std)
         device = torch.device(device) if device is not None else torch.get_default_device()
-        return self.standard(size, generator, _wide(dtype), device) * scale
+        standard = self.standard(size, generator, _wide(dtype), device)
+        return standard * scale if isinstance(scale, Tensor) else standard.mul_(scale)
 
     def _scale(self, std: Tensor | None) -> float | Tensor:
         if isinstance(self.std, Learned):

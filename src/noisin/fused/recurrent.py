@@ -191,41 +191,53 @@ class Drawn:
         self.weight, self._fresh = weight, fresh
         self.factor, self.offset = factor, offset
         self._found = Found(torch.zeros_like(weight))
+        self._matrix = torch.empty_like(weight)
         if fresh.std is not None:
             self._found.std = torch.zeros_like(fresh.std, dtype=torch.float64)
 
     def forward(self, t: int, z: Tensor) -> Tensor:
         """Return the product of step t."""
         seen = perturbed(z, now(self.factor, t), now(self.offset, t))
-        return torch.mm(seen.to(self.weight.dtype), self._at(t).t())
+        return torch.mm(seen.to(self.weight.dtype), self._at(self._final(t)).t())
 
     def backward(self, t: int, z: Tensor, grad: Tensor, carry: Tensor) -> None:
         """Add what step t sends back, and its share of the gradients of W_hh and the spread."""
         factor, offset = now(self.factor, t), now(self.offset, t)
-        grad = grad.to(self.weight.dtype)
-        sent = torch.mm(grad, self._at(t))
+        grad, final = grad.to(self.weight.dtype), self._final(t)
+        sent = torch.mm(grad, self._at(final))
         carry += sent if factor is None else sent * factor
-        seen, times = perturbed(z, factor, offset).to(grad.dtype), self._fresh.operator
-        of_matrix = torch.mm(grad.t(), seen)
-        final = self._fresh.final(t, self.weight) if times == "*" else None
-        self._found.weight += of_matrix if final is None else of_matrix * final
+        seen = perturbed(z, factor, offset).to(grad.dtype)
+        if self._times:
+            of_matrix = torch.mm(grad.t(), seen, out=self._matrix)
+            self._found.weight.addcmul_(of_matrix, final)
+        else:
+            self._found.weight.addmm_(grad.t(), seen)
         if self._found.std is not None:  # a sum of many terms of either sign
             of_matrix = torch.mm(grad.t().double(), seen.double())
             slope = self._fresh.standard(t, self.weight)
-            slope = slope * self.weight if times == "*" else slope
+            slope = slope * self.weight if self._times else slope
             self._found.std += (of_matrix * slope).sum_to_size(self._found.std.shape)
 
     def gradients(self, z: Tensor, grad: Tensor, noise: bool) -> Found:
         """Return the gradients of a whole call."""
         if noise:
             grad = grad.to(self.weight.dtype)
-            sent = torch.stack([torch.mm(one, self._at(t)) for t, one in enumerate(grad)])
+            sent = [torch.mm(one, self._at(self._final(t))) for t, one in enumerate(grad)]
+            sent = torch.stack(sent)
             self._found.factor = held(sent * z, self.factor)
             self._found.offset = held(sent, self.offset)
         if self._found.std is not None:
             self._found.std = self._found.std.to(z.dtype)
         return self._found
 
-    def _at(self, t: int) -> Tensor:
-        final = self._fresh.final(t, self.weight)
-        return self.weight * final if self._fresh.operator == "*" else self.weight + final
+    @property
+    def _times(self) -> bool:
+        return self._fresh.operator == "*"
+
+    def _final(self, t: int) -> Tensor:
+        return self._fresh.final(t, self.weight)
+
+    def _at(self, final: Tensor) -> Tensor:
+        """Return the matrix under this factor or offset, until the next one is asked for."""
+        act = torch.mul if self._times else torch.add
+        return act(self.weight, final, out=self._matrix)
