@@ -55,6 +55,9 @@ def test_hash_is_of_what_decides_the_run(path):
     assert base.hash(1) == config.MusicConfig(data="bach", lr=2e-3).hash(1)
     # what the data hold decides, not where they lie
     assert base.hash(1) == config.MusicConfig(data="elsewhere").hash(1)
+    averaged = config.MusicConfig(data="bach", averaging=0.9)
+    longer = config.MusicConfig(data="bach", averaging=0.99)
+    assert len({one.hash(1) for one in (base, averaged, longer)}) == 3
     assert len({base.hash(1), base.hash(2), config.MusicConfig(data="bach", lr=1e-3).hash(1)}) == 3
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lab_cases import benchmark_folder, midi_folder, rolls
-from noisin.lab import LabError, baselines, best, markdown, records, report, spent, train
+from noisin.lab import LabError, baselines, best, markdown, recipe, records, report, spent, train
 from noisin.lab.rolls import KEYS, Corpus
 from noisin.lab.sweep import Worker
 from test_cli import call as call  # a fixture
@@ -147,3 +147,22 @@ def test_the_page_of_results_is_made_from_the_records(tmp_path, call):
     result = call("report", root / "results", "--markdown", made)
     assert result.exit_code == 0, result.output
     assert made.read_text() == (root / "docs" / "results.md").read_text()
+
+
+ROWS = [
+    (record.recipe, record.row) for record in records.read([Path(__file__).parents[1] / "results"])
+]
+
+
+@pytest.mark.parametrize(("name", "row"), sorted(set(ROWS)))
+def test_every_number_of_a_table_runs_again(name, row):
+    """The row of the recipe that ships has the settings of the records, and their hash."""
+    shown = [
+        record
+        for record in records.read([Path(__file__).parents[1] / "results"])
+        if (record.recipe, record.row) == (name, row)
+    ]
+    config = recipe.load(name, only=[row]).rows[row].config
+    for record in shown:
+        assert config == record.config
+        assert config.hash(record.corpus, record.seed) == record.hash

@@ -40,11 +40,12 @@ class StopAfter:
 OPTIMIZERS = ["adam", "sgd", "nesterov-rmsprop"]
 
 
+@pytest.mark.parametrize("averaging", [0.0, 0.5])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_resumed_equals_undisturbed(tmp_path, optimizer):
+def test_resumed_equals_undisturbed(tmp_path, optimizer, averaging):
     """Stopped in the middle of epochs, at their ends and before the first update."""
     noise = "hidden * Gaussian(Learned(0.5, floor=0.1)) & input * Bernoulli(keep=0.8) @ sequence"
-    settings = {"optimizer": optimizer, "noise": noise, "num_layers": 2}
+    settings = {"optimizer": optimizer, "noise": noise, "num_layers": 2, "averaging": averaging}
     whole = train.run(job(tmp_path / "whole", **settings), corpus())
     assert whole.updates == 16
     for updates in (0, 1, 3, 4, 5, 11):
@@ -127,6 +128,28 @@ def test_recurrent_weights_may_have_steps_of_their_own(tmp_path, optimizer):
     (whole, others), (little, same) = moved
     assert same == pytest.approx(others, rel=1e-5)
     assert little == pytest.approx(whole / 100, rel=1e-2)
+
+
+def test_averaging_keeps_the_average_and_trains_as_before(tmp_path):
+    """w̄ begins with the weights after the first update and moves a third of the way each time."""
+    settings = {"epochs": 1, "noise": "none"}  # four updates
+    plain, found = job(tmp_path / "plain", **settings), {}
+    for updates in (1, 2, 3):
+        with pytest.raises(train.Stopped):
+            train.run(plain, corpus(), stopping=StopAfter(1))
+        found[updates] = checkpoint.load(plain.path / "checkpoint.safetensors")[0]
+    whole = train.run(plain, corpus())
+    at = job(tmp_path / "averaged", averaging=2 / 3, **settings)
+    averaged = train.run(at, corpus())
+    assert averaged.history[0].train == whole.history[0].train
+    assert averaged.history[0].valid != whole.history[0].valid
+    tensors = checkpoint.load(at.path / "checkpoint.safetensors")[0]
+    kept = checkpoint.load(at.path / "model.safetensors")[0]
+    for name, last in checkpoint.under("model", tensors).items():
+        first, second, third = (found[n][f"model.{name}"] for n in (1, 2, 3))
+        second = 2 / 3 * first + second / 3
+        third = 2 / 3 * second + third / 3
+        torch.testing.assert_close(kept[name], 2 / 3 * third + last / 3)
 
 
 def test_a_done_run_is_not_done_again(tmp_path):

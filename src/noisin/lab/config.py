@@ -24,6 +24,7 @@ Accelerator = Literal["cpu", "cuda"]
 MATRICES = ("input", "recurrent", "output")
 
 VERSION = 2  # of what a run does: raised when the same settings give other numbers
+LATER = {"averaging"}  # not hashed at their default: runs from before them keep their hash
 
 
 class Config(BaseModel):
@@ -46,6 +47,8 @@ class Config(BaseModel):
         momentum: for sgd and nesterov-rmsprop.
         decay: of nesterov-rmsprop's mean square.
         trigger: nt-asgd averages once the last so many epochs brought no better validation score.
+        averaging: decay of an average of the weights, w̄ ← a w̄ + (1 - a) w after each update; what
+            is validated, tested and kept is the average. 0 for none; not with nt-asgd.
         clip: largest norm of the gradient.
         l1_input: λ of the penalty λ Σ |w| on the input-to-hidden matrices; ``l1_recurrent``,
             ``l1_output`` and ``l2_…`` (λ Σ w²) likewise. It is added to the loss that the
@@ -74,6 +77,7 @@ class Config(BaseModel):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
     trigger: Count = 5
+    averaging: Annotated[float, Field(ge=0, lt=1)] = 0.0
     clip: Positive = 1.0
     l1_input: NotNegative = 0.0
     l1_recurrent: NotNegative = 0.0
@@ -118,6 +122,10 @@ class Config(BaseModel):
             raise ValueError(
                 f"nonzeros must be at most hidden_size = {self.hidden_size}, got {self.nonzeros}"
             )
+        if self.averaging and self.optimizer == "nt-asgd":
+            raise ValueError(
+                f"averaging must be 0 with nt-asgd, which averages itself; got {self.averaging}"
+            )
         return self
 
     @property
@@ -135,6 +143,9 @@ class Config(BaseModel):
         Where the data lies is not hashed; ``more`` has the hash of what they hold.
         """
         settings = self.model_dump(mode="json", exclude={"data"})
+        for name in LATER:
+            if settings[name] == type(self).model_fields[name].default:
+                del settings[name]
         text = json.dumps([VERSION, settings, *map(str, more)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

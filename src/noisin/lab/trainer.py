@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from noisin import penalties
 from noisin.diagnostics import learned_spreads, recurrent_radii
@@ -111,7 +111,7 @@ class Trainer:
         task.stopping = stopping
         self.loss = self.ranks.setup(task)
         self.optimizer = optimizer_of(config, task.model)
-        self.average: AveragedModel | None = None
+        self.average = self._average() if config.averaging else None
         self.epoch, self.index = 1, 0  # the next update: epoch, and place in it
         self.total, self.steps = 0.0, 0  # of the running epoch
         self.seconds, self.since = 0.0, 0.0
@@ -268,7 +268,7 @@ class Trainer:
         self.history.append(epoch)
         self.epoch, self.index, self.total, self.steps, self.since = self.epoch + 1, 0, 0.0, 0, 0.0
         if self.config.optimizer == "nt-asgd" and self.average is None and self._stuck():
-            self.average = AveragedModel(self.model)
+            self.average = self._average()
         self._tell(epoch.train)
         if self.curves is not None:
             self.curves.epoch(self.updates, epoch)
@@ -276,6 +276,12 @@ class Trainer:
     def _stuck(self) -> bool:
         """Return whether the last ``trigger`` epochs brought no better validation score."""
         return len(self.history) - self.best_epoch >= self.config.trigger
+
+    def _average(self) -> AveragedModel:
+        """Return an average that begins with the weights of the next update."""
+        decay = self.config.averaging
+        step = get_ema_multi_avg_fn(decay) if decay else None
+        return AveragedModel(self.model, multi_avg_fn=step)
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -345,7 +351,7 @@ class Trainer:
             self.task.carry(checkpoint.under("carried", own))
             average = checkpoint.under("average", tensors)
             if average:
-                self.average = AveragedModel(self.model)
+                self.average = self._average()
                 self.average.load_state_dict(average)
             self.ranks.restore_generators(own)
             self.history = [Epoch.model_validate(epoch) for epoch in state["history"]]
