@@ -120,3 +120,41 @@ def test_no_recipe_is_a_binary_file(tmp_path):
     (tmp_path / "x.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(LabError, match="must be a TOML file"):
         recipe.load(str(tmp_path / "x.toml"))
+
+
+LIKE = """
+[base]
+data = "bach"
+[rows.a]
+lr = 0.5
+baseline = "b"
+label = "A"
+published = { test = 1.0, source = "A paper" }
+[rows.b]
+like = "a"
+hidden_size = 7
+[rows.c]
+like = "b"
+lr = 0.25
+baseline = "c"
+"""
+
+
+def test_a_row_like_another_takes_its_settings_and_nothing_said_of_it(tmp_path):
+    path = tmp_path / "like.toml"
+    path.write_text(LIKE)
+    a, b, c = recipe.load(str(path)).rows.values()
+    assert (a.config.lr, b.config.lr, c.config.lr) == (0.5, 0.5, 0.25)
+    assert (a.config.hidden_size, b.config.hidden_size, c.config.hidden_size) == (200, 7, 7)
+    assert (b.label, b.published, b.baseline, c.baseline) == ("b", None, "b", "c")
+    assert a.published is not None
+    (alone,) = recipe.load(str(path), only=["c"]).rows.values()
+    assert alone == c
+
+
+@pytest.mark.parametrize("other", ['"z"', '"c"', "3", '"a*"'])
+def test_a_row_is_like_an_earlier_one(tmp_path, other):
+    path = tmp_path / "like.toml"
+    path.write_text(LIKE.replace('like = "a"', f"like = {other}"))
+    with pytest.raises(LabError, match=r"row b: like must be an earlier row, one of \['a'\]"):
+        recipe.load(str(path))

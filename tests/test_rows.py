@@ -28,6 +28,7 @@ def test_all_rows_are_here():
     assert counts == {
         "bach": 3,
         "fast-dropout": 10,
+        "beyond-music": 3,
         "initialization": 9,
         "jsb-chorales": 5,
         "muse-data": 5,

@@ -14,6 +14,10 @@ noise = "none"
 
 [rows.noisin]
 noise = "hidden * Gaussian(1.0)"
+
+[rows.wide]
+like = "noisin"  # its settings and its baseline, but for what is said here
+hidden_size = 400
 """
 
 from __future__ import annotations
@@ -132,6 +136,7 @@ TOP_KEYS = ("title", "seeds", "baseline", "base", "rows", "search")
 PARTS = ("space", "settings")  # of a search
 CORPUS = ("task", "data", "min_count")  # settings that decide the corpus of a run
 ROW_KEYS = ("label", "baseline", "published", "note", "search")
+ONE_ROW = ("label", "published", "note", "search")  # what no row takes over from another
 ROW_NAME = re.compile(r"[A-Za-z0-9][\w.+*-]*")
 
 
@@ -169,6 +174,7 @@ def load(name: str, changes: Sequence[str] = (), only: Sequence[str] = ()) -> Re
             raise LabError(
                 f"recipe {name}: a row's name is letters, digits and . _ + * -; got {row!r}"
             )
+    rows = _resolved(rows, name)
     top, changed = _changes(changes)
     kept = _kept(rows, only, name)
     if "noise" in changed and len(kept) > 1:
@@ -217,6 +223,27 @@ def load(name: str, changes: Sequence[str] = (), only: Sequence[str] = ()) -> Re
         raise LabError(f"recipe {name}: search: {error}") from None
     only_one = next(iter(searches.values())) if len(searches) == 1 else None
     return found.model_copy(update={"searches": searches, "search": only_one})
+
+
+def _resolved(rows: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the rows, those that are ``like`` an earlier one with its settings in them.
+
+    Raises:
+        LabError: one is like no earlier row.
+    """
+    found: dict[str, Any] = {}
+    for row, said in rows.items():
+        if isinstance(said, dict) and "like" in said:
+            other = said["like"]
+            if not isinstance(other, str) or not isinstance(found.get(other), dict):
+                raise LabError(
+                    f"{name}, row {row}: like must be an earlier row, one of {list(found)}; "
+                    f"got {other!r}"
+                )
+            taken = {k: v for k, v in found[other].items() if k not in ONE_ROW}
+            said = {**taken, **{k: v for k, v in said.items() if k != "like"}}
+        found[row] = said
+    return found
 
 
 def _searches(shared: Any, rows: Mapping[str, Any]) -> dict[str, Any]:
