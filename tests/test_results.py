@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -149,20 +150,38 @@ def test_the_page_of_results_is_made_from_the_records(tmp_path, call):
     assert made.read_text() == (root / "docs" / "results.md").read_text()
 
 
-ROWS = [
-    (record.recipe, record.row) for record in records.read([Path(__file__).parents[1] / "results"])
-]
+RESULTS = Path(__file__).parents[1] / "results"
+ROWS = [(record.recipe, record.row) for record in records.read([RESULTS])]
 
 
 @pytest.mark.parametrize(("name", "row"), sorted(set(ROWS)))
 def test_every_number_of_a_table_runs_again(name, row):
     """The row of the recipe that ships has the settings of the records, and their hash."""
     shown = [
-        record
-        for record in records.read([Path(__file__).parents[1] / "results"])
-        if (record.recipe, record.row) == (name, row)
+        record for record in records.read([RESULTS]) if (record.recipe, record.row) == (name, row)
     ]
-    config = recipe.load(name, only=[row]).rows[row].config
+    found = recipe.load(name, only=[row]).rows[row]
     for record in shown:
-        assert config == record.config
-        assert config.hash(record.corpus, record.seed) == record.hash
+        assert found.config == record.config
+        again = train.Job(name, "", row, found, record.seed, record.corpus, RESULTS)
+        assert again.hash == record.hash
+
+
+SEARCHED = spent.read([RESULTS])
+
+
+@pytest.mark.parametrize(("name", "row"), SEARCHED)
+def test_a_row_that_was_searched_has_what_was_found(name, row):
+    """Its settings are those of the best trial, to four digits."""
+    searched = recipe.load(name).swept(row)
+    best = SEARCHED[name, row].best
+    assert best is not None
+    found = recipe.trial(searched, best.settings).config.model_dump()
+    for key, value in searched.rows[row].config.model_dump().items():
+        if isinstance(value, float):
+            assert value == pytest.approx(found[key], rel=1e-3), key
+        elif key == "noise":
+            numbers, others = (re.findall(r"[\d.]+", text) for text in (value, found[key]))
+            assert list(map(float, numbers)) == pytest.approx(list(map(float, others)), rel=1e-3)
+        else:
+            assert value == found[key], key

@@ -26,10 +26,11 @@ def row_of(sweep: Sweep, trial: FrozenTrial) -> str:
     """Return a recipe in TOML with the settings of a trial as its only row."""
     config = recipe.trial(sweep.recipe, trial.params).config
     default = type(config).model_fields
+    said = {"task", "data", *sweep.search.space}  # even where they are as without a recipe
     settings = {
         name: value
         for name, value in config.model_dump().items()
-        if name in ("task", "data") or value != default[name].default
+        if name in said or value != default[name].default
     }
     lines = [
         f"title = {json.dumps(f'{sweep.recipe.title}: best of a search')}",

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from noisin.lab import LabError, records, tasks, train, turns
+from noisin.lab import LabError, averages, records, tasks, train, turns
 from noisin.lab.config import Accelerator, corpus_key
 from noisin.lab.recipe import Recipe
 from noisin.lab.records import Record
@@ -58,7 +58,7 @@ def plan(
     curves: bool = False,
     decides: tuple[str, ...] = (),
 ) -> list[Job]:
-    """Return the runs of a recipe, the seeds of all rows in turn.
+    """Return the runs and averages of a recipe, the seeds of all rows in turn.
 
     Args:
         recipe: the recipe.
@@ -81,6 +81,7 @@ def plan(
         )
         for seed in recipe.seeds
         for name, row in recipe.rows.items()
+        if seed in averages.seeds_of(row.models, recipe.seeds)
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from noisin.lab import report, tasks
+from noisin.lab import panels, report, tasks
 from noisin.lab.baselines import Baseline
 from noisin.lab.files import write_aside
 from noisin.lab.records import Record
@@ -38,7 +38,7 @@ def write(
     spent: Mapping[tuple[str, str], Spent],
     baselines: Mapping[str, list[Baseline]],
 ) -> None:
-    """Write the tables of all records.
+    """Write the tables of all records, and their figures as PNG in ``figures`` beside them.
 
     Args:
         records: the runs.
@@ -47,8 +47,17 @@ def write(
         baselines: scores without a network, by corpus.
     """
     parts = [HEAD]
+    names: list[str] = []
     for heading, rows in report.sections(records).items():
         parts.append(_section(heading, rows, spent, baselines))
+        recipe = next(iter(rows.values()))[0].recipe
+        names.append(recipe)
+        number = names.count(recipe)  # a recipe on several corpora has several tables
+        stem = recipe if number == 1 else f"{recipe}-{number}"
+        for drawing in panels.of(rows, list(spent.values())):
+            name = f"figures/{stem}-{drawing.name}.png"
+            drawing.save(path.parent / name)
+            parts.append(f"![{drawing.title}]({name})\n")
     with write_aside(path) as file:
         file.write("\n".join(parts).encode())
 

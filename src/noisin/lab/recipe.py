@@ -18,6 +18,10 @@ noise = "hidden * Gaussian(1.0)"
 [rows.wide]
 like = "noisin"  # its settings and its baseline, but for what is said here
 hidden_size = 400
+
+[rows.noisin-3]
+average = "noisin"  # no training of its own: the mean of the predictions of 3 of its models
+models = 3
 """
 
 from __future__ import annotations
@@ -62,6 +66,8 @@ class Row(BaseModel):
         baseline: the row that it is compared with; that of the recipe without it.
         published: the paper's number, if there is one.
         note: what was chosen where the paper is silent, and why.
+        average: the row whose models are averaged; empty of a row with models of its own.
+        models: how many, of consecutive seeds.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -71,6 +77,17 @@ class Row(BaseModel):
     baseline: str
     published: Published | None = None
     note: str = ""
+    average: str = ""
+    models: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _averages_several(self) -> Row:
+        if (self.models > 1) != bool(self.average):
+            raise ValueError(
+                "average names a row, and models says how many of it, at least 2; "
+                f"got average {self.average!r}, models {self.models}"
+            )
+        return self
 
 
 class Recipe(BaseModel):
@@ -135,8 +152,8 @@ TEXTS = ("task", "data", "cell", "noise", "optimizer", "loss", "padding", "momen
 TOP_KEYS = ("title", "seeds", "baseline", "base", "rows", "search")
 PARTS = ("space", "settings")  # of a search
 CORPUS = ("task", "data", "min_count")  # settings that decide the corpus of a run
-ROW_KEYS = ("label", "baseline", "published", "note", "search")
-ONE_ROW = ("label", "published", "note", "search")  # what no row takes over from another
+ROW_KEYS = ("label", "baseline", "published", "note", "search", "average", "models")
+ONE_ROW = tuple(key for key in ROW_KEYS if key != "baseline")  # no row takes it over from another
 ROW_NAME = re.compile(r"[A-Za-z0-9][\w.+*-]*")
 
 
@@ -229,21 +246,32 @@ def _resolved(rows: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return the rows, those that are ``like`` an earlier one with its settings in them.
 
     Raises:
-        LabError: one is like no earlier row.
+        LabError: one is like no earlier row, or an average of what is no earlier row.
     """
     found: dict[str, Any] = {}
     for row, said in rows.items():
-        if isinstance(said, dict) and "like" in said:
-            other = said["like"]
-            if not isinstance(other, str) or not isinstance(found.get(other), dict):
-                raise LabError(
-                    f"{name}, row {row}: like must be an earlier row, one of {list(found)}; "
-                    f"got {other!r}"
-                )
-            taken = {k: v for k, v in found[other].items() if k not in ONE_ROW}
-            said = {**taken, **{k: v for k, v in said.items() if k != "like"}}
+        for key in ("like", "average"):
+            if isinstance(said, dict) and key in said:
+                said = _taken(said, key, row, found, name)
         found[row] = said
     return found
+
+
+def _taken(
+    said: dict[str, Any], key: str, row: str, found: Mapping[str, Any], name: str
+) -> dict[str, Any]:
+    """Return a row with the settings of the earlier one that it names."""
+    other, earlier = said[key], [one for one in found if "average" not in found[one]]
+    if not isinstance(other, str) or other not in earlier:
+        raise LabError(
+            f"{name}, row {row}: {key} must be an earlier row, one of {earlier}; got {other!r}"
+        )
+    own = {k: v for k, v in said.items() if k != "like"}
+    if key == "average" and (more := [k for k in own if k not in ROW_KEYS]):
+        raise LabError(
+            f"{name}, row {row}: an average has the settings of its models; got {', '.join(more)}"
+        )
+    return {**{k: v for k, v in found[other].items() if k not in ONE_ROW}, **own}
 
 
 def _searches(shared: Any, rows: Mapping[str, Any]) -> dict[str, Any]:

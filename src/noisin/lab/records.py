@@ -99,7 +99,8 @@ class Record(BaseModel):
         title: heading of the recipe.
         baseline: the row that it is compared with.
         note: what the recipe says of the row.
-        seed: of weights, order and noise.
+        seed: of weights, order and noise; of an average, of its first model.
+        models: how many models' predictions are averaged, of consecutive seeds; 1 of a run.
         hash: of config, corpus and seed: two runs of one hash are the same run.
         config: all settings.
         published: the paper's number.
@@ -118,7 +119,7 @@ class Record(BaseModel):
         best_epoch: the epoch chosen on validation.
         scores: of train, valid and test, by the plain network at the best epoch.
         monte_carlo: of test, by the average over K draws of the noise.
-        weights: sha256 of the chosen weights.
+        weights: sha256 of the chosen weights; of an average, of its models' in a row.
         history: the epochs.
     """
 
@@ -151,6 +152,7 @@ class Record(BaseModel):
     monte_carlo: dict[int, Scores]
     weights: str
     history: list[Epoch]
+    models: int = 1
 
     @property
     def test(self) -> float:

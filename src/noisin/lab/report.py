@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import base64
-import io
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jinja2
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from noisin.lab import sound, tasks
+from noisin.lab import panels, sound, tasks
 from noisin.lab.baselines import Baseline
 from noisin.lab.config import Config
 from noisin.lab.files import write_aside
 from noisin.lab.records import Record
 from noisin.lab.rolls import Roll
 from noisin.lab.spent import Spent
-
-ACROSS = 4  # panels of a figure side by side
-WORST = 1.35  # of the best score: what is worse is not told apart
-POINT: dict[str, Any] = {"markersize": 3, "color": "#0072b2"}
-COLORS = ("#444444", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999933")
 
 
 @dataclass(frozen=True)
@@ -178,7 +167,7 @@ def _line(
         difference=Estimate.of([r.test - reference[r.seed] for r in tested if r.seed in reference]),
         baseline=compared[0].label if compared else "",
         published=f"{first.published.test} ({first.published.source})" if first.published else "",
-        epochs=Estimate.of([len(run.history) for run in done]),
+        epochs=Estimate.of([len(run.history) for run in done if run.models == 1]),
         limited=sum(len(run.history) == run.config.epochs for run in done),
         seconds=Estimate.of([run.seconds for run in done]),
         diverged=[f"seed {run.seed}: {run.reason}" for run in runs if run.status == "diverged"],
@@ -226,6 +215,7 @@ def write(
     for heading, rows in sections(records).items():
         lines = summary(rows)
         runs = [run for group in rows.values() for run in group]
+        known = {(run.recipe, run.row): run.label for run in runs}
         tables.append(
             {
                 "title": heading,
@@ -236,10 +226,13 @@ def write(
                 "draws": sorted({k for line in lines for k in line.monte_carlo}),
                 "runs": runs,
                 "environments": list(dict.fromkeys(_environment(run) for run in runs)),
-                "curves": _svg(partial(draw_curves, rows), 2),
-                "radius": _svg(partial(draw_radius, rows), 1),
+                "figures": [(one.title, one.svg()) for one in panels.of(rows, spent)],
+                "trials": {
+                    known[one.recipe, one.row]: str(one)
+                    for one in spent
+                    if (one.recipe, one.row) in known
+                },
                 "baselines": baselines.get(runs[0].corpus, []) if lines[0].scored else [],
-                **_searched(spent, rows),
             }
         )
     environment = jinja2.Environment(
@@ -256,38 +249,6 @@ def write(
         file.write(page.encode())
 
 
-def _searched(spent: Sequence[Spent], rows: dict[str, list[Record]]) -> dict[str, Any]:
-    """Return what the page shows of the searches for the rows of a table."""
-    known = {(run.recipe, run.row): run for group in rows.values() for run in group}
-    own = [one for one in spent if (one.recipe, one.row) in known]
-    lines = {known[one.recipe, one.row].label: str(one) for one in own}
-    strong = [one for one in own if one.own]
-    height = 2.6 * -(-len(strong) // ACROSS)
-    drawn = [_svg(partial(draw_strength, strong), len(strong), height)] if strong else []
-    return {"trials": lines, "strength": "".join(drawn)}
-
-
-def draw_strength(spent: Sequence[Spent], *panels: Axes) -> None:
-    """Draw the validation score of trials over the strength of the noise, a panel a method.
-
-    Scores far above the best of all are triangles at the upper edge.
-    """
-    every = [t.valid for one in spent for t in one.trials if t.valid is not None]
-    low, top = min(every, default=0.0), WORST * min(every, default=1.0)
-    for axes, one in zip(panels, spent, strict=True):
-        name = one.own[-1]
-        done = [(t.settings[name], t.valid) for t in one.trials if t.valid is not None]
-        inside = [pair for pair in done if pair[1] <= top]
-        beyond = [strength for strength, valid in done if valid > top]
-        axes.plot(*(zip(*inside, strict=True) if inside else ([], [])), "o", **POINT)
-        axes.plot(beyond, [top] * len(beyond), "^", **POINT)
-        values = [strength for strength, _ in done]
-        if values and min(values) > 0 and max(values) > 20 * min(values):
-            axes.set_xscale("log")
-        axes.set(title=one.label, xlabel=name, ylim=(0.99 * low, 1.01 * top))
-        axes.grid(alpha=0.3)
-
-
 def _environment(run: Record) -> str:
     at = run.environment
     commit = f", commit {at.commit[:12]}{' (changed)' if at.dirty else ''}" if at.commit else ""
@@ -301,88 +262,6 @@ def _shown(piece: Piece) -> dict[str, str]:
     return {
         "title": piece.title,
         "text": "",
-        "roll": _svg(partial(draw_roll, piece.roll), 1, height=2.6),
+        "roll": panels.roll(piece.title, piece.roll).svg(),
         "wav": base64.b64encode(sound.wav(piece.roll)).decode(),
     }
-
-
-def _svg(draw: Callable[..., None], panels: int, height: float = 3.6) -> str:
-    """Return a figure as SVG text; more panels than a page is wide stand in rows."""
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "noisin", "font.size": 9}):
-        figure = Figure(figsize=(9, height), layout="constrained")
-        across = min(panels, ACROSS)
-        grid = figure.subplots(-(-panels // across), across, squeeze=False).flat
-        draw(*(axes for _, axes in zip(range(panels), grid, strict=False)))
-        for axes in figure.axes[panels:]:
-            axes.set_axis_off()
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
-
-
-def draw_curves(rows: dict[str, list[Record]], valid: Axes, train: Axes) -> None:
-    """Draw the validation score and the training objective over epochs, a thin line a seed."""
-    for color, (name, runs) in zip(_colors(rows), rows.items(), strict=True):
-        for index, run in enumerate(runs):
-            label = name if index == 0 else None
-            epochs = [epoch.epoch for epoch in run.history]
-            line = {"color": color, "linewidth": 1, "alpha": 0.8}
-            valid.plot(epochs, [run.valid(epoch) for epoch in epochs], label=label, **line)
-            train.plot(epochs, [e.train for e in run.history], **line)
-            if run.best_epoch:
-                valid.plot(run.best_epoch, run.best, "o", color=color, markersize=4)
-    every = [run for runs in rows.values() for run in runs]
-    valid.set(title="validation (noise off)", xlabel="epoch", ylabel=tasks.UNITS[every[0].metric])
-    train.set(title="training objective (noise on)", xlabel="epoch")
-    for axes, values in (
-        (valid, [run.valid(e.epoch) for run in every for e in run.history]),
-        (train, [e.train for run in every for e in run.history]),
-    ):
-        axes.grid(alpha=0.3)
-        if values:
-            low, wide = min(values), 1.35 if every[0].metric == "unscored" else 2.5
-            axes.set_ylim(0.98 * low, 1.02 * min(max(values), wide * low) + 1e-3)
-    valid.legend(frameon=False)
-
-
-def draw_radius(rows: dict[str, list[Record]], axes: Axes) -> None:
-    """Draw the spectral radius of the candidate's recurrent weights, W, over epochs.
-
-    Dashed, where variances are propagated, that of W ∘ W.
-    """
-    for color, (name, runs) in zip(_colors(rows), rows.items(), strict=True):
-        for index, run in enumerate(runs):
-            label = name if index == 0 else None
-            radius = [_candidate_radius(epoch.spectral_radius[0]) for epoch in run.history]
-            epochs = [epoch.epoch for epoch in run.history]
-            line = {"color": color, "linewidth": 1, "alpha": 0.8}
-            axes.plot(epochs, radius, label=label, **line)
-            squared = [e.squared_radius for e in run.history if e.squared_radius]
-            if squared:
-                ends = [_candidate_radius(radii[0]) for radii in squared]
-                axes.plot(epochs, ends, linestyle="dashed", **line)
-                axes.set_yscale("log")  # the two are far apart
-    axes.set(xlabel="epoch", ylabel="spectral radius")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-
-
-def _candidate_radius(gates: Sequence[float]) -> float:
-    """Return the radius of g of an LSTM, n of a GRU, or the only one of an Elman RNN."""
-    return gates[2] if len(gates) > 1 else gates[0]
-
-
-def draw_roll(roll: Roll, axes: Axes) -> None:
-    """Draw a piano roll: time to the right, pitch upwards."""
-    notes = sound.notes_of(roll)
-    for key, start, end in notes:
-        axes.barh(key + 21, end - start - 0.08, left=start, height=0.8, color=COLORS[1])
-    pitches = [key + 21 for key, _, _ in notes] or [60]
-    axes.set(xlim=(0, len(roll)), ylim=(min(pitches) - 2, max(pitches) + 2))
-    axes.set(xlabel="quarter note", ylabel="MIDI pitch")
-    axes.grid(alpha=0.3)
-
-
-def _colors(rows: dict[str, list[Record]]) -> list[str]:
-    return [COLORS[i % len(COLORS)] for i in range(len(rows))]

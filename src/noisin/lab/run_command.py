@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from noisin.lab import LabError, evaluate, jobs, recipe, report, tasks, together
+from noisin.lab import LabError, averages, evaluate, jobs, recipe, report, tasks, together
 from noisin.lab.config import corpus_key
 from noisin.lab.files import cores, make_folder
 from noisin.lab.ranks import FabricRanks, Layout, Ranks, check_cut
@@ -75,16 +75,18 @@ def run(
     hashes = [job.hash for job in found.jobs]
     ranks.check_same(hashes, "recipe, data and settings")
     ranks.from_first(lambda: make_folder(found.folder))
-    waiting = ranks.from_first(lambda: len(found.jobs) - len(jobs.finished(found.jobs)))
-    say(f"{found.recipe.title}: {len(found.jobs)} runs, {waiting} to do")
+    runs = averages.runs(found.jobs)
+    waiting = ranks.from_first(lambda: len(runs) - len(jobs.finished(runs)))
+    say(f"{found.recipe.title}: {len(runs)} runs, {waiting} to do")
     if layout.plain or shared:
         how = {"processes": processes, "data_dir": data_dir, "console": console}
-        jobs.do(found.jobs, **how, replicas=replicas, accelerator=shared or "cpu")
+        jobs.do(runs, **how, replicas=replicas, accelerator=shared or "cpu")
     else:
-        together.do(found.jobs, found.corpora, ranks, console)
+        together.do(runs, found.corpora, ranks, console)
     if ranks.first:
+        averages.do(found.jobs, found.corpora, say)
         _finish(jobs.finished(found.table), found.folder, data_dir)
-        _tell_diverged(jobs.finished(found.jobs))
+        _tell_diverged(jobs.finished(runs))
 
 
 @dataclass(frozen=True)

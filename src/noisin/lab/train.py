@@ -53,7 +53,8 @@ class Job:
     @property
     def hash(self) -> str:
         """Hash of settings, corpus and seed."""
-        return self.row.config.hash(self.corpus, self.seed, *self.decides)
+        models = (f"{self.row.models} models",) if self.row.models > 1 else ()
+        return self.row.config.hash(self.corpus, self.seed, *self.decides, *models)
 
     @property
     def path(self) -> Path:
