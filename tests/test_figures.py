@@ -51,3 +51,34 @@ def test_surfaces_are_drawn(tmp_path, monkeypatch):
     image = matplotlib.image.imread(path)
     assert image.shape[1] > 2 * image.shape[0]
     assert image[..., :3].std() > 0.1
+
+
+def test_a_pattern_shows_what_is_held(tmp_path):
+    """Held noise is one colour from left to right, fresh noise is not."""
+    found = []
+    for noise in ("hidden * Gaussian(1.0)", "recurrent * Bernoulli(keep=0.5) @ sequence"):
+        figures.noise_pattern(noise, tmp_path / "pattern.png")
+        image = matplotlib.image.imread(tmp_path / "pattern.png")[..., :3]
+        height, width = image.shape[:2]
+        inside = image[height // 3 : height // 2, width // 4 : width // 2]
+        found.append(float(abs(inside[:, 0] - inside[:, -1]).max()))
+    assert found[0] > 0.1
+    assert found[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("noise", "panels"),
+    [
+        ("weight_hh + Gaussian(0.1)", 1),
+        ("weight_ih * Bernoulli(keep=0.8) @ sequence & weight_hh + Laplace(0.1)", 2),
+        ("Zoneout(hidden=0.2, cell=0.5)", 2),
+        ("variational(input=0.9, recurrent=0.7, output=0.6)", 3),
+    ],
+)
+def test_patterns_of_every_kind(tmp_path, noise, panels):
+    figures.noise_pattern(noise, tmp_path / "one.svg")
+    assert (tmp_path / "one.svg").read_text().count("<image") == 2 * panels  # with colour bars
+    figures.noise_pattern(noise, tmp_path / "same.png")
+    first = (tmp_path / "same.png").read_bytes()
+    figures.noise_pattern(noise, tmp_path / "same.png")
+    assert (tmp_path / "same.png").read_bytes() == first

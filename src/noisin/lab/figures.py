@@ -11,6 +11,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from noisin.lab.files import write_aside
+from noisin.layers import LSTM, RNN
+from noisin.noise import Noise, terms_of
+from noisin.product import Fresh
+from noisin.stack import is_weight, places
+from noisin.text import parse
 from noisin.variance import LOSSES, variance_field
 
 MEANS, SPREADS = (-5.0, 5.0), (0.05, 6.0)  # of E[a] and V[a]
@@ -18,6 +23,7 @@ CELLS, ARROWS = 241, 17  # a side
 WEIGHTS, BIASES = (0.0, 12.0), (-4.5, 0.5)  # of a network of one unit
 STEPS, TARGET = 50, 0.7  # of that network
 DRAWS = 64
+UNITS, LENGTH, MATRICES = 24, 60, 4  # of a pattern of noise
 
 
 def _range(ends: tuple[float, float], count: int) -> Tensor:
@@ -110,3 +116,52 @@ def loss_surfaces(path: Path, std: float = 2.0) -> None:
     figure.colorbar(shown, ax=figure.axes, label="squared loss after 50 steps")
     with write_aside(path) as file:
         figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=120)
+
+
+def noise_pattern(noise: str, path: Path, seed: int = 0) -> None:
+    """Draw what is drawn for one sequence: where noise falls, and how long it stays.
+
+    A panel a place: units upwards, steps to the right; of noise in the weights, which acts in an
+    Elman RNN here, the matrices of the first steps. Colour is the final factor or offset, or where
+    a unit keeps its old value; white leaves a number as it is.
+
+    Args:
+        noise: terms in text form, at most one a place, each of them drawn.
+        path: PNG or SVG file to write.
+        seed: of the draws.
+    """
+    term = parse(noise)
+    weights = all(isinstance(t, Noise) and t.site.name.startswith("weight") for t in terms_of(term))
+    layer = (RNN if weights else LSTM)(UNITS, UNITS, noise=term)
+    draws = layer.draw(torch.zeros(LENGTH, 1, UNITS), generator=torch.manual_seed(seed))
+    figure = Figure(figsize=(8, 0.3 + (2.1 if weights else 1.5) * len(draws)), layout="constrained")
+    panels = figure.subplots(len(draws), 1, squeeze=False)[:, 0]
+    for axes, (place, (one, *_)) in zip(panels, places(layer.stack, term).items(), strict=True):
+        (entry,) = draws[place]
+        assert isinstance(entry, Tensor)
+        if is_weight(place) and isinstance(one, Noise):
+            drawn, steps = _matrices(one, entry), f", steps 1 to {MATRICES}"
+        else:
+            drawn, steps = entry.expand(LENGTH, 1, -1)[:, 0].T, ""
+        middle = 1.0 if isinstance(one, Noise) and one.operator == "*" else 0.0
+        reach = (drawn - middle).abs().nan_to_num().max().item() or 1.0
+        ends = {"vmin": middle - reach, "vmax": middle + reach}
+        aspect = "equal" if steps else "auto"
+        shown = axes.imshow(drawn, cmap="RdBu_r", aspect=aspect, interpolation="none", **ends)
+        figure.colorbar(shown, ax=axes)
+        axes.set(title=place + steps, xlabel="" if steps else "step", yticks=[])
+        axes.set_xticks([] if steps else [0, LENGTH - 1], [] if steps else ["1", str(LENGTH)])
+    with write_aside(path) as file:
+        figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=110)
+
+
+def _matrices(term: Noise, entry: Tensor) -> Tensor:
+    """Return the first matrices side by side, NaN between them."""
+    like = torch.empty(UNITS, UNITS)
+    if entry.dtype == torch.int64:  # a seed a step
+        fresh = Fresh(term.operator, term.law, entry)
+        matrices = [fresh.final(step, like) for step in range(MATRICES)]
+    else:
+        matrices = [entry[0]] * MATRICES
+    gap = torch.full((UNITS, 2), torch.nan)
+    return torch.cat([part for matrix in matrices for part in (matrix, gap)][:-1], 1)
