@@ -94,8 +94,9 @@ def explain(model: nn.Module, *, time: int = 35, batch: int = 20) -> Table:
     Example:
         >>> import noisin
         >>> layer = noisin.LSTM(4, 8, noise="input * Uniform(1)")
-        >>> [(line.place, line.term, line.path) for line in explain(layer)]
-        [('input', 'input * Uniform(1.0)', 'torch')]
+        >>> (line,) = explain(layer)
+        >>> line.place, line.term, line.path
+        ('input', 'input * Uniform(1.0)', 'torch')
     """
     for name, value in (("time", time), ("batch", batch)):
         if value < 1:

@@ -147,7 +147,9 @@ def noise_pattern(noise: str, path: Path, seed: int = 0) -> None:
         reach = (drawn - middle).abs().nan_to_num().max().item() or 1.0
         ends = {"vmin": middle - reach, "vmax": middle + reach}
         aspect = "equal" if steps else "auto"
-        shown = axes.imshow(drawn, cmap="RdBu_r", aspect=aspect, interpolation="none", **ends)
+        shown = axes.imshow(
+            drawn.numpy(), cmap="RdBu_r", aspect=aspect, interpolation="none", **ends
+        )
         figure.colorbar(shown, ax=axes)
         axes.set(title=place + steps, xlabel="" if steps else "step", yticks=[])
         axes.set_xticks([] if steps else [0, LENGTH - 1], [] if steps else ["1", str(LENGTH)])

@@ -68,19 +68,34 @@ def _section(
     spent: Mapping[tuple[str, str], Spent],
     baselines: Mapping[str, list[Baseline]],
 ) -> str:
-    runs = [run for group in rows.values() for run in group]
-    first = runs[0]
-    table = [["method", "published", "test", "difference", "", "valid", "seeds", "trials"]]
-    if first.metric == "unscored":
-        for one in baselines.get(first.corpus, ()):
-            valid = f"{one.scores['valid']:.3f}"
-            table.append([one.label, "", f"{one.scores['test']:.3f}", "", "", valid, "", ""])
-    for line, group in zip(report.summary(rows), rows.values(), strict=True):
-        table.append(_row(line, group, spent.get((group[0].recipe, group[0].row))))
+    first = next(iter(rows.values()))[0]
     units = tasks.UNITS[first.metric]
     lines = [f"## {heading}", "", f"{units[0].upper()}{units[1:]}; `{first.recipe}`.", ""]
-    lines += _table(table)
+    lines += table(rows, spent, baselines.get(first.corpus, ()))
     return "\n".join([*lines, *_notes(rows), ""])
+
+
+def table(
+    rows: dict[str, list[Record]],
+    spent: Mapping[tuple[str, str], Spent],
+    baselines: Sequence[Baseline] = (),
+) -> list[str]:
+    """Return the lines of a table.
+
+    Args:
+        rows: the runs, by row.
+        spent: what searches have spent, by recipe and row.
+        baselines: scores without a network on the same corpus, which stand above music's.
+    """
+    first = next(iter(rows.values()))[0]
+    cells = [["method", "published", "test", "difference", "", "valid", "seeds", "trials"]]
+    if first.metric == "unscored":
+        for one in baselines:
+            valid = f"{one.scores['valid']:.3f}"
+            cells.append([one.label, "", f"{one.scores['test']:.3f}", "", "", valid, "", ""])
+    for line, group in zip(report.summary(rows), rows.values(), strict=True):
+        cells.append(_row(line, group, spent.get((group[0].recipe, group[0].row))))
+    return _table(cells)
 
 
 def _row(line: Line, runs: Sequence[Record], spent: Spent | None) -> list[str]:

@@ -1,0 +1,102 @@
+"""The site says what is true: its code runs, its commands parse, its links lead somewhere."""
+
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+from noisin.lab import recipe
+from noisin.lab.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+NAMES = [str(page.relative_to(ROOT / "docs")) for page in PAGES]
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.S | re.M)
+
+
+def test_the_site_has_its_pages():
+    assert len(PAGES) >= 25
+    assert sum(len(blocks(page, "python")) for page in PAGES) >= 20
+    assert sum(len(blocks(page, "bash")) for page in PAGES) >= 9
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes")  # torch.export, of torch's own LSTM
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_code_runs(page, tmp_path, monkeypatch):
+    """Later blocks of a page use the names of its first ones."""
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "page"}
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_commands_parse(page):
+    """Every verb, option and recipe of a command exists."""
+    commands = typer.main.get_command(app)
+    for block in blocks(page, "bash"):
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            if "noisin" not in words or "pip" in words:
+                continue
+            words = words[words.index("noisin") + 1 :]
+            command = commands
+            while isinstance(command, click.Group) and words:
+                command = command.commands[words.pop(0)]
+            with command.make_context("noisin", words) as context:
+                name = context.params.get("name")
+                if context.info_name != "data" and name and command.name in ("run", "sweep"):
+                    assert name.endswith(".toml") or name in recipe.names(), line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_recipes_are_read(page, tmp_path):
+    for block in blocks(page, "toml"):
+        path = tmp_path / "page.toml"
+        path.write_text(block)
+        assert recipe.load(str(path)).rows.keys() == tomllib.loads(block)["rows"].keys()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_every_page_is_in_the_navigation():
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert set(re.findall(r"[\w/-]+\.md", text)) == set(NAMES)
+
+
+def test_the_site_is_built(tmp_path):
+    if importlib.util.find_spec("mkdocs") is None:
+        pytest.skip("mkdocs is not installed; it comes with the extra `docs`")
+    build = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "-q",
+        "-d",
+        str(tmp_path / "site"),
+    ]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = {path.relative_to(tmp_path / "site") for path in (tmp_path / "site").rglob("*.html")}
+    assert Path("methods/noisin/index.html") in made
+    page = (tmp_path / "site" / "methods" / "weight-noise" / "index.html").read_text()
+    assert "RNN-MNS" in page  # from the records
+    assert "{{" not in page
+    shutil.rmtree(tmp_path / "site")
