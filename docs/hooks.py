@@ -1,4 +1,4 @@
-"""Tables on the site from the records: ``{{ rows RECIPE: ROW ROW }}`` becomes a table of these rows."""
+"""Tables on the site from records: ``{{ rows RECIPE: ROW ROW }}`` becomes a table of these rows."""
 
 import re
 from pathlib import Path

@@ -34,6 +34,7 @@ from noisin.lab.samples import LENGTHS, draw_sample
 from noisin.lab.store import SPLITS
 from noisin.lab.sweep_command import sweep
 from noisin.lab.terminal import (
+    AsJson,
     Changes,
     DataDir,
     Only,
@@ -43,27 +44,59 @@ from noisin.lab.terminal import (
     Seed,
     console,
     errors,
+    examples,
     outline,
+    print_json,
     print_table,
     refusing,
     say,
+    shown,
+    tell_version,
 )
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="Regularize recurrent networks with noise: train, compare, report.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="List, fetch and verify corpora.")
 app.add_typer(data_app, name="data")
 
 
-app.command()(run)
-app.command()(sweep)
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=tell_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Regularize recurrent networks with noise: train, compare, report."""
+    shown["tracebacks"] = debug
 
 
-@app.command(name="evaluate")
+app.command(
+    epilog=examples(
+        "noisin run",
+        "noisin run ptb --only noisin --seed 1",
+        "noisin run --set data=FOLDER --set hidden_size=300",
+        "noisin run --set task=words --set data=novel.txt",
+    )
+)(run)
+app.command(
+    epilog=examples(
+        "noisin sweep ognawala-bayer --only mns --trials 20",
+        "noisin sweep mine.toml --sampler tpe --storage postgresql://me@host/sweeps",
+    )
+)(sweep)
+
+
+@app.command(
+    name="evaluate",
+    epilog=examples(
+        "noisin evaluate runs/bach/noisin-1-* --samples 5 --samples 25",
+        "noisin evaluate runs/bach/noisin-*  (averages the models)",
+    ),
+)
 @refusing
 def evaluate_command(
     runs: RunPaths,
@@ -71,7 +104,7 @@ def evaluate_command(
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
     seed: Seed = 0,
     data_dir: DataDir = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     log_probs: Annotated[
         Path | None,
         typer.Option("--log-probs", help="JSON file of every token's own."),
@@ -108,7 +141,7 @@ def evaluate_command(
     console.print(table)
 
 
-@app.command()
+@app.command(epilog=examples("noisin sample runs/bach/noisin-1-* --length 200 --temperature 0.9"))
 @refusing
 def sample(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
@@ -138,7 +171,12 @@ def sample(
     say(", ".join(map(str, made)))
 
 
-@app.command(name="report")
+@app.command(
+    name="report",
+    epilog=examples(
+        "noisin report runs/bach other/runs --out page.html", "noisin report results --json"
+    ),
+)
 @refusing
 def report_command(
     paths: Annotated[list[Path], typer.Argument(help="Folders of runs, or files of records.")],
@@ -146,9 +184,13 @@ def report_command(
     text: Annotated[
         Path | None, typer.Option("--markdown", help="File for the tables alone, as Markdown.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write one HTML page about runs, searches and baselines."""
     found, trials, bases = records.read(paths), spent.read(paths), baselines.read(paths)
+    if as_json:
+        print_json(report.by_row(found))
+        return
     for heading, rows in report.sections(found).items():
         console.print(heading, style="bold", markup=False)
         print_table(rows)
@@ -159,7 +201,7 @@ def report_command(
         say(f"tables: {text}")
 
 
-@app.command()
+@app.command(epilog=examples("noisin explain noisin --only ptb-medium"))
 @refusing
 def explain(
     name: RecipeName = "",
@@ -193,7 +235,7 @@ def _mib(size: int) -> str:
     return f"{size / 2**20:.1f} MiB"
 
 
-@app.command(name="bench")
+@app.command(name="bench", epilog=examples("noisin bench --only moments"))
 @refusing
 def bench_command(
     only: Annotated[
@@ -273,7 +315,11 @@ def main() -> None:
     except SystemExit as end:
         together.leave(end.code if isinstance(end.code, int) else int(end.code is not None))
         raise
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        if shown["tracebacks"]:
+            traceback.print_exc()
+        else:
+            said = f"{type(error).__name__}: {error}"
+            errors.print(f"noisin: {said}; --debug shows where", style="red", markup=False)
         together.leave(1)
         raise SystemExit(1) from None

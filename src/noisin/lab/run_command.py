@@ -17,6 +17,7 @@ from noisin.lab.records import Record
 from noisin.lab.samples import LENGTHS, draw_sample
 from noisin.lab.task import Corpus
 from noisin.lab.terminal import (
+    AsJson,
     Changes,
     DataDir,
     Folder,
@@ -26,6 +27,7 @@ from noisin.lab.terminal import (
     errors,
     of_row,
     outline,
+    print_json,
     print_table,
     refusing,
     say,
@@ -62,6 +64,7 @@ def run(
     replicas: Annotated[
         int, typer.Option(min=1, help="Runs that share a process; on CUDA they train at once.")
     ] = 1,
+    as_json: AsJson = False,
 ) -> None:
     """Train the rows of a recipe and report. What is done is not done again."""
     changes = [*changes, f"seeds={seeds}"] if seeds else changes
@@ -70,7 +73,7 @@ def run(
     shared = layout.shared(replicas)
     ranks = Ranks() if layout.plain or shared else FabricRanks(layout)
     ranks.accelerator = shared or ranks.accelerator
-    console.quiet = not ranks.first
+    console.quiet = as_json or not ranks.first
     found = ranks.on_all(lambda: _planned(name, only, changes, data_dir, out, tensorboard, ranks))
     hashes = [job.hash for job in found.jobs]
     ranks.check_same(hashes, "recipe, data and settings")
@@ -85,7 +88,10 @@ def run(
         together.do(runs, found.corpora, ranks, console)
     if ranks.first:
         averages.do(found.jobs, found.corpora, say)
-        _finish(jobs.finished(found.table), found.folder, data_dir)
+        done = jobs.finished(found.table)
+        _finish(done, found.folder, data_dir)
+        if as_json:
+            print_json(report.by_row(done))
         _tell_diverged(jobs.finished(runs))
 
 

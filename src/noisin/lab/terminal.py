@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+import noisin
 from noisin.lab import LabError, jobs, report, tasks
 from noisin.lab.music import MusicModel
 from noisin.lab.ranks import Elsewhere
@@ -27,6 +29,7 @@ from noisin.lab.words import WordModel
 WIDE = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
 console = Console(highlight=False, width=WIDE)
 errors = Console(stderr=True, highlight=False)
+shown = {"tracebacks": False}  # --debug
 
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Folder with corpus files.", show_default=False)
@@ -42,6 +45,7 @@ Samples = Annotated[
     list[int],
     typer.Option("--samples", help="Average K draws of the noise; may be repeated for several K."),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs, nothing else.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the draws.")]
 
 
@@ -55,6 +59,8 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
         except Elsewhere:
             raise typer.Exit(2) from None
         except LabError as error:
+            if shown["tracebacks"]:
+                errors.print_exception()
             errors.print(f"noisin: {error}", style="red", markup=False, soft_wrap=True)
             raise typer.Exit(2) from None
         except RuntimeError as error:  # torch has no class of its own for this one
@@ -68,6 +74,36 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(130) from None
 
     return wrapped
+
+
+def examples(*lines: str) -> str:
+    """Return what a command's help ends with."""
+    return "\n\n".join(("Examples:", *lines))
+
+
+def tell_version(wanted: bool) -> None:
+    """Print the version and end, if it is wanted."""
+    if wanted:
+        say(noisin.__version__)
+        raise typer.Exit
+
+
+def print_json(rows: dict[str, list[Record]]) -> None:
+    """Print the table of some rows for programs: a list of rows, with the scores of each seed."""
+    found = [
+        {
+            "row": name,
+            "label": runs[0].label,
+            "noise": runs[0].config.noise,
+            "metric": runs[0].metric,
+            "runs": [
+                {"seed": run.seed, "status": run.status, "hash": run.hash, "scores": run.scores}
+                for run in runs
+            ],
+        }
+        for name, runs in rows.items()
+    ]
+    print(json.dumps(found))
 
 
 def outline(

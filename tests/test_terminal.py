@@ -1,0 +1,71 @@
+"""What the command says: help with examples, JSON, one-line errors, the version."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import noisin
+from lab_cases import midi_folder
+from test_cli import TINY, sets
+from test_cli import call as call  # a fixture
+
+VERBS = ("run", "sweep", "evaluate", "sample", "report", "explain", "bench")
+
+
+def test_without_arguments_it_says_what_there_is(call):
+    for words in ((), ("--help",)):
+        text = call(*words).output
+        assert all(f" {verb} " in text for verb in (*VERBS, "data"))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_ends_with_examples(call, verb):
+    text = call(verb, "--help").output
+    assert f"noisin {verb}" in text.split("Examples:")[1]
+
+
+def test_version(call):
+    result = call("--version")
+    assert (result.exit_code, result.output) == (0, f"{noisin.__version__}\n")
+
+
+def test_completion_is_there(call):
+    assert "--install-completion" in call("--help").output
+
+
+def test_json_is_json_alone(call, tmp_path):
+    midi_folder(tmp_path / "music")
+    run = call("run", "--only", "noisin", "--json", *sets("data=music", *TINY))
+    assert run.exit_code == 0, run.output
+    (row,) = json.loads(run.stdout)
+    assert (row["row"], [one["seed"] for one in row["runs"]]) == ("noisin", [1, 2])
+    assert {"train", "valid", "test"} == set(row["runs"][0]["scores"])
+    report = call("report", "runs", "--json")
+    assert json.loads(report.stdout) == [row]
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_an_error_is_one_line_and_its_place_is_shown_on_request(call):
+    short, long = call("run", "nothing"), call("--debug", "run", "nothing")
+    assert short.exit_code == long.exit_code == 2
+    assert len(short.output.splitlines()) == 1
+    assert "Traceback" in long.output
+    assert long.output.splitlines()[-1] == short.output.splitlines()[0]
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_what_nobody_foresaw_is_one_line_too(debug):
+    code = f"""
+import noisin.lab.cli as cli
+def broken(*_, **__): raise KeyError("lost")
+cli.records.read = broken
+import sys; sys.argv = ["noisin", *{["--debug"] if debug else []}, "report", "."]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert ("Traceback" in done.stderr) == debug
+    if not debug:
+        assert done.stderr.strip() == "noisin: KeyError: 'lost'; --debug shows where"
