@@ -71,10 +71,9 @@ def _section(
     runs = [run for group in rows.values() for run in group]
     first = runs[0]
     table = [["method", "published", "test", "difference", "", "valid", "seeds", "trials"]]
-    if first.metric == "unscored":
-        for one in baselines.get(first.corpus, ()):
-            valid = f"{one.scores['valid']:.3f}"
-            table.append([one.label, "", f"{one.scores['test']:.3f}", "", "", valid, "", ""])
+    for one in baselines.get(first.corpus, ()):
+        valid = f"{one.scores['valid']:.3f}"
+        table.append([one.label, "", f"{one.scores['test']:.3f}", "", "", valid, "", ""])
     for line, group in zip(report.summary(rows), rows.values(), strict=True):
         table.append(_row(line, group, spent.get((group[0].recipe, group[0].row))))
     units = tasks.UNITS[first.metric]
