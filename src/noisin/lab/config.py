@@ -252,8 +252,10 @@ class SeriesConfig(Config):
         head: law of a target: gaussian, or poisson for counts.
         valid_share: of each series' rows, behind those that are trained on.
         test_share: of each series' rows, at its end.
-        window: steps of a training sequence; each begins from a state of zeros, and so many steps
-            before a split are read before its first forecast.
+        window: steps of a training sequence that count.
+        warmup: steps that are read before them, from a state of zeros, and before the first
+            forecast of a split; fewer where the series begins. Without them most of a loss is of
+            forecasts from next to nothing, and a trained spread is too wide for all others.
     """
 
     task: Literal["series"] = "series"
@@ -265,6 +267,7 @@ class SeriesConfig(Config):
     valid_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     window: Count = 100
+    warmup: Annotated[int, Field(ge=0)] = 30
     hidden_size: Count = 64
 
     @field_validator("columns", "targets")

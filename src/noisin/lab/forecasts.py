@@ -33,7 +33,7 @@ class Gaussians(NamedTuple):
     mean: Float[Tensor, "K *place"]
     std: Float[Tensor, "K *place"]
 
-    def log_likelihood(self, x: Float[Tensor, "*place"]) -> Float[Tensor, "K *place"]:
+    def log_likelihood(self, x: Float[Tensor, "..."]) -> Float[Tensor, "K ..."]:
         """Return the log-density of x under each of the K laws."""
         return Normal(self.mean, self.std, validate_args=False).log_prob(x)
 
@@ -67,7 +67,7 @@ class Poissons(NamedTuple):
 
     mean: Float[Tensor, "K *place"]
 
-    def log_likelihood(self, x: Float[Tensor, "*place"]) -> Float[Tensor, "K *place"]:
+    def log_likelihood(self, x: Float[Tensor, "..."]) -> Float[Tensor, "K ..."]:
         """Return the log-probability of the counts x under each of the K laws."""
         return Poisson(self.mean, validate_args=False).log_prob(x)
 

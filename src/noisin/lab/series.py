@@ -171,8 +171,8 @@ class SeriesTask:
         """Return the training sequences of an epoch; seed and epoch decide cuts and order.
 
         A series is cut at every ``window`` steps from a place that is drawn; the first and the
-        last stretch reach over their neighbours, so that all are of one length. Every step that
-        can be trained on is in one stretch at least.
+        last stretch reach over their neighbours, so that in all the same number of steps counts.
+        Every step that can be trained on counts in one stretch at least.
         """
         rng = np.random.default_rng((seed, epoch))
         window, found = self.config.window, []
@@ -183,7 +183,8 @@ class SeriesTask:
             first = int(rng.integers(1, window + 1))
             for index in range(-(-count // window) + 1):
                 start = min(max(first + (index - 1) * window, 0), count - window)
-                found.append(Stretch(name, start, start, start + window))
+                before = max(0, start - self.config.warmup)
+                found.append(Stretch(name, before, start, start + window))
         return [found[index] for index in rng.permutation(len(found))]
 
     def batches(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
@@ -289,13 +290,12 @@ class SeriesTask:
         rows = self.corpus.cuts[series].rows(split)
         return range(max(rows.start, self.corpus.horizon), rows.stop)
 
-    @torch.no_grad()
     def forecasts(
         self, split: str, draws: int = 0, others: Sequence[SeriesModel] = ()
     ) -> Iterator[Forecast]:
         """Yield the forecasts of every step of a split, each once, some series at a time.
 
-        The network reads ``window`` steps before the first forecast from a state of zeros, which
+        The network reads ``warmup`` steps before the first forecast from a state of zeros, which
         is then carried through the split. Noise that is held for a sequence is held for a window.
 
         Args:
@@ -310,7 +310,7 @@ class SeriesTask:
             stretches, rows = [], [self._rows(name, split) for name in chosen]
             for name, own in zip(chosen, rows, strict=True):
                 first = own.start - ahead
-                start = max(0, first - self.config.window)
+                start = max(0, first - self.config.warmup)
                 stretches.append(Stretch(name, start, first, own.stop - ahead))
             batch = self._batch(stretches).to(self.device)
             laws = [self._laws(model, batch, draws) for model in models]
@@ -326,6 +326,7 @@ class SeriesTask:
                 type(laws[0])(*(field[:, :, places] for field in fields)),
             )
 
+    @torch.no_grad()
     def _laws(self, model: SeriesModel, batch: Batch, draws: int) -> Mixture:
         """Return the laws under K draws of the noise in the data's units, [K, T, B, F]."""
         count, sequences = max(draws, 1), batch.valid.shape[1]
