@@ -59,3 +59,17 @@ def midi_folder(path, pieces=7):
     for index, roll in enumerate(rolls([20 + index for index in range(pieces)], 5)):
         sound.write_midi(roll, path / f"piece-{index}.mid")
     return path
+
+
+def table(path, columns):
+    """Write columns as a CSV file with a header and return it."""
+    rows = [columns, *zip(*columns.values(), strict=True)]
+    path.write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+    return path
+
+
+def walk(path, rows=90, seed=0):
+    """Write two columns that hang together, one much larger than the other, as CSV."""
+    rng = np.random.default_rng(seed)
+    x = np.sin(np.arange(rows) / 3) + 0.2 * rng.standard_normal(rows)
+    return table(path, {"x": x, "y": 1000 + 50 * np.roll(x, 1) + rng.standard_normal(rows)})

@@ -131,3 +131,11 @@ def test_the_width_of_a_gaussian_is_trained():
     head = GaussianHead(H, V)
     head.log_likelihood(seeded(T, B, V), seeded(T, B, V, seed=1)).sum().backward()
     assert (spread_of(head).grad != 0).all()
+
+
+@pytest.mark.parametrize("features", [1, 3])
+def test_spread_has_memory_of_its_own(features):
+    """Not the stride of the weight that it is made beside, which no byte view of it would allow."""
+    spread = GaussianHead(5, features).log_std
+    assert spread.stride() == (1,)
+    assert spread.detach().view(torch.uint8).shape == (4 * features,)

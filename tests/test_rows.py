@@ -3,7 +3,8 @@
 import pytest
 
 from lab_cases import corpus as music
-from noisin.lab import recipe, records, tokens, train
+from lab_cases import walk
+from noisin.lab import observations, recipe, records, tokens, train
 from noisin.lab.train import Job
 
 ROWS = [(name, row) for name in recipe.names() for row in recipe.load(name).rows]
@@ -41,6 +42,7 @@ def test_all_rows_are_here():
         "ptb": 3,
         "wikitext-2": 3,
         "laws": 41,
+        "series": 3,
         "zaremba": 2 + 3,
     }
 
@@ -67,6 +69,10 @@ def test_row_runs(name, row, words, tmp_path):
     chosen = recipe.load(name).rows[row]
     if chosen.config.task == "words":
         corpus, small = words, {**SMALL, "window": 5, "min_count": 1, "train_share": 1.0}
+    elif chosen.config.task == "series":
+        own = {"data": str(walk(tmp_path / "own.csv", rows=45)), "window": 5, "horizon": 2}
+        chosen = chosen.model_copy(update={"config": chosen.config.model_copy(update=own)})
+        corpus, small = observations.load(chosen.config), SMALL
     else:
         corpus, small = music(), {**SMALL, "chunk": 13}
     chosen = chosen.model_copy(update={"config": chosen.config.model_copy(update=small)})

@@ -195,7 +195,7 @@ class GaussianHead(Head):
 
     def __init__(self, in_features: int, out_features: int, **kwargs) -> None:
         super().__init__(in_features, out_features, **kwargs)
-        self.log_std = nn.Parameter(torch.zeros_like(self.weight[:, 0]))
+        self.log_std = nn.Parameter(self.weight.new_zeros(out_features))
 
     def log_likelihood(
         self, parameters: Float[Tensor, "*size F"] | Moments, x: Float[Tensor, "*size F"]

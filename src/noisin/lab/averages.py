@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from noisin.lab import evaluate, records
-from noisin.lab.config import corpus_key
+from noisin.lab.config import CorpusKey, corpus_key
 from noisin.lab.files import make_folder
 from noisin.lab.records import Record
 from noisin.lab.task import Corpus
@@ -46,7 +46,7 @@ def runs(jobs: Iterable[Job]) -> list[Job]:
 
 def do(
     jobs: Sequence[Job],
-    corpora: Mapping[tuple[str, str, int], Corpus],
+    corpora: Mapping[CorpusKey, Corpus],
     say: Callable[[str], None],
 ) -> None:
     """Score the averages whose models are trained; of a model that diverged there is none.

@@ -1,21 +1,29 @@
-"""What music costs without a network: the scores that a table must be read beside.
+"""What music and series cost without a network: the scores that a table must be read beside.
 
-All are fitted on the training pieces. Probabilities are (n + 1/2) / (N + 1), a key's counts with
-half a note and half a silence more, so that no key is impossible.
+All are fitted on the training part. Of music probabilities are (n + 1/2) / (N + 1), a key's counts
+with half a note and half a silence more, so that no key is impossible. Series are forecast from
+their last value or from their mean, with the spread that training leaves around it; as a rate of
+counts the last value is half a count more.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
+from scipy import stats
 
 from noisin.lab import LabError, rolls
+from noisin.lab.files import write_aside
+from noisin.lab.observations import Observations
 from noisin.lab.rolls import KEYS, Corpus, Roll
+from noisin.lab.store import SPLITS
 
 ENDING = ".baselines.json"
 Bits = NDArray[np.float64]
@@ -29,7 +37,7 @@ class Baseline(BaseModel):
         data: name of the corpus.
         corpus: its sha256.
         label: in tables.
-        scores: of each split, in nats a step without the first step of each piece.
+        scores: of each split, in nats a step; of music without the first step of each piece.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -85,6 +93,56 @@ METHODS: Mapping[str, Callable[[Corpus], dict[str, float]]] = {
     "each key's frequency": frequencies,
     "each key copied from the step before": copying,
 }
+
+
+def of_series(corpus: Observations) -> list[Baseline]:
+    """Return the baselines of series; none of a spread that is 0 or of a rate that is."""
+    ahead, digest, laws = corpus.horizon, corpus.digest(), {}
+    now, before = _forecast(corpus, "train")
+    for label, known in (("the last value", True), ("the mean", False)):
+        if corpus.counts:
+            laws[label] = partial(_poisson, rate=None if known else now.mean(0))
+        else:
+            rest = now - before if known else now
+            laws[label] = partial(_normal, known=known, mean=rest.mean(0), std=rest.std(0))
+    found = []
+    for label, law in laws.items():
+        scores = {split: -float(law(*_forecast(corpus, split))) for split in SPLITS}
+        if all(map(math.isfinite, scores.values())):
+            label = f"{label}, {ahead} steps before" if ahead > 1 and "last" in label else label
+            one = Baseline(data=corpus.name, corpus=digest, label=label, scores=scores)
+            found.append(one)
+    return found
+
+
+def _forecast(corpus: Observations, split: str) -> tuple[Bits, Bits]:
+    """Return the targets of all steps that are forecast, and those h steps before, [N, F]."""
+    ahead, now, before = corpus.horizon, [], []
+    for name, cut in corpus.cuts.items():
+        truth = corpus.truth(name)
+        rows = cut.rows(split)
+        first = max(rows.start, ahead)
+        now.append(truth[first : rows.stop])
+        before.append(truth[first - ahead : rows.stop - ahead])
+    return np.concatenate(now), np.concatenate(before)
+
+
+def _normal(now: Bits, before: Bits, known: bool, mean: Bits, std: Bits) -> float:
+    """Return the mean log-density, summed over the targets, around the last value or without it."""
+    if not std.all():
+        return math.nan
+    return stats.norm.logpdf(now - before * known, mean, std).sum(1).mean()
+
+
+def _poisson(now: Bits, before: Bits, rate: Bits | None) -> float:
+    """Return the mean log-probability, summed over the targets."""
+    return stats.poisson.logpmf(now, before + 0.5 if rate is None else rate).sum(1).mean()
+
+
+def write(found: Iterable[Baseline], path: Path) -> None:
+    """Write baselines, one a line."""
+    with write_aside(path) as file:
+        file.write("".join(one.model_dump_json() + "\n" for one in found).encode())
 
 
 def of(name: str, data_dir: Path | None = None) -> list[Baseline]:

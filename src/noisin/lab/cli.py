@@ -18,6 +18,7 @@ from noisin.lab import (
     baselines,
     bench,
     data,
+    dynamics,
     evaluate,
     markdown,
     recipe,
@@ -27,8 +28,9 @@ from noisin.lab import (
     tasks,
     together,
 )
-from noisin.lab.config import WordsConfig, propagates
+from noisin.lab.config import MusicConfig, propagates
 from noisin.lab.files import write_aside
+from noisin.lab.forecasts import LEVELS
 from noisin.lab.run_command import run
 from noisin.lab.samples import LENGTHS, draw_sample
 from noisin.lab.store import SPLITS
@@ -51,6 +53,7 @@ from noisin.lab.terminal import (
     refusing,
     say,
     shown,
+    tell_intervals,
     tell_version,
 )
 
@@ -112,6 +115,13 @@ def evaluate_command(
     plain: Annotated[
         bool, typer.Option("--plain", help="The plain network, of a run trained by moments.")
     ] = False,
+    levels: Annotated[
+        list[float],
+        typer.Option("--level", help="Of --intervals, within (0, 1); may be repeated."),
+    ] = list(LEVELS),
+    intervals: Annotated[
+        bool, typer.Option("--intervals", help="How the prediction intervals of series hold.")
+    ] = False,
 ) -> None:
     """Score a run, or the average of several; with --samples also averaged over draws."""
     if split not in SPLITS:
@@ -120,7 +130,12 @@ def evaluate_command(
         raise LabError(f"--samples must be >= 1, and divide the largest of them; got {samples}")
     if log_probs is not None and len(runs) > 1:
         raise LabError(f"--log-probs takes one run, got {len(runs)}")
+    if not all(0 < level < 1 for level in levels):
+        raise LabError(f"--level must be within (0, 1), got {levels}")
     loaded = evaluate.load_all(runs, data_dir)
+    if intervals:
+        tell_intervals(loaded, split, samples, levels, seed, as_json)
+        return
     if plain and samples:
         raise LabError(f"--plain has no noise to draw; got --samples {samples}")
     scores = evaluate.evaluate(loaded, split, samples, seed, plain)
@@ -146,7 +161,7 @@ def evaluate_command(
 def sample(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
     length: Annotated[
-        int | None, typer.Option(min=1, help="Quarter notes, or tokens.", show_default=False)
+        int | None, typer.Option(min=1, help="Quarter notes, tokens, or steps.", show_default=False)
     ] = None,
     seed: Seed = 1,
     temperature: Annotated[
@@ -158,7 +173,7 @@ def sample(
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Draw a piece as MIDI and WAV, or text, from a run."""
+    """Draw a piece as MIDI and WAV, or text, from a run; of series, forecasts of the test part."""
     run = evaluate.load(path, data_dir)
     stem = path / f"sample-{seed}" if out is None else out
     if not stem.name:
@@ -217,7 +232,7 @@ def explain(
         config = settings.config
         model = outline(chosen, row, settings, corpus)
         parameters = sum(p.numel() for p in model.parameters())
-        steps = config.window if isinstance(config, WordsConfig) else config.chunk
+        steps = config.chunk if isinstance(config, MusicConfig) else config.window
         sequences = config.batch_size * config.train_samples
         table = explain_model(model, time=steps, batch=sequences)
         weights, activations = tasks.memory(config, model)
@@ -262,6 +277,7 @@ def data_list(data_dir: DataDir = None) -> None:
     for name in data.NAMES:
         path = data.locate(name, data_dir)
         origin = "read from music21 at first use" if name == "bach" else "not here; fetched at use"
+        origin = "computed at each use" if name in dynamics.EXAMPLES else origin
         table.add_row(name, str(path or origin))
     console.print(table)
 
@@ -271,7 +287,7 @@ def data_list(data_dir: DataDir = None) -> None:
 def data_fetch(names: Annotated[list[str], typer.Argument(help="Corpora.")]) -> None:
     """Download corpora into the user's cache."""
     for name in names:
-        say(f"{name}: {data.fetch(name, say)}")
+        say(f"{name}: {data.fetch(name, say) or 'computed at each use'}")
 
 
 @data_app.command(name="verify")
@@ -301,8 +317,7 @@ def data_baselines(
         scores = ", ".join(f"{split} {score:.3f}" for split, score in one.scores.items())
         say(f"{one.data}, {one.label}: {scores}")
     if out is not None:
-        with write_aside(out) as file:
-            file.write("".join(one.model_dump_json() + "\n" for one in found).encode())
+        baselines.write(found, out)
         say(f"baselines: {out}")
 
 

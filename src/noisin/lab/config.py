@@ -8,7 +8,14 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from noisin.lab.data import NAMES
 from noisin.noise import terms_of
@@ -219,11 +226,83 @@ class WordsConfig(Config):
     test_samples: tuple[Count, ...] = (1, 5)
 
 
-TASKS: dict[str, type[MusicConfig] | type[WordsConfig]] = {
+def _listed(names: object) -> object:
+    """Return names that a command gives as one text with commas, or as a number, as a list."""
+    if isinstance(names, list | tuple):
+        return [str(name) if isinstance(name, int) else name for name in names]
+    return [name.strip() for name in str(names).split(",")] if names is not None else None
+
+
+def _named(name: object) -> object:
+    """Return a name that reads as a number as text."""
+    return str(name) if isinstance(name, int) else name
+
+
+Names = Annotated[Annotated[tuple[str, ...], Field(min_length=1)] | None, BeforeValidator(_listed)]
+
+
+class SeriesConfig(Config):
+    """Settings of the series task.
+
+    Args:
+        columns: the numeric columns that the network reads; all of them without it.
+        targets: which of these are forecast; all without it.
+        group: the column that says which series a row belongs to; one series without it.
+        horizon: h; at step t the distribution of x_{t+h} is forecast.
+        head: law of a target: gaussian, or poisson for counts.
+        valid_share: of each series' rows, behind those that are trained on.
+        test_share: of each series' rows, at its end.
+        window: steps of a training sequence that count.
+        warmup: steps that are read before them, from a state of zeros, and before the first
+            forecast of a split; fewer where the series begins. Without them most of a loss is of
+            forecasts from next to nothing, and a trained spread is too wide for all others.
+    """
+
+    task: Literal["series"] = "series"
+    columns: Names = None
+    targets: Names = None
+    group: Annotated[str | None, BeforeValidator(_named)] = None
+    horizon: Count = 1
+    head: Literal["gaussian", "poisson"] = "gaussian"
+    valid_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    window: Count = 100
+    warmup: Annotated[int, Field(ge=0)] = 30
+    hidden_size: Count = 64
+
+    @field_validator("columns", "targets")
+    @classmethod
+    def _different(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if names is not None and len(set(names)) < len(names):
+            raise ValueError(f"names must differ, got {', '.join(names)}")
+        return names
+
+    @model_validator(mode="after")
+    def _leaves_some(self) -> Self:
+        if self.valid_share + self.test_share >= 1:
+            raise ValueError(
+                "valid_share + test_share must be below 1, so that rows are left to train on; "
+                f"got {self.valid_share} + {self.test_share}"
+            )
+        return self
+
+
+TASKS: dict[str, type[MusicConfig] | type[WordsConfig] | type[SeriesConfig]] = {
     "music": MusicConfig,
     "words": WordsConfig,
+    "series": SeriesConfig,
 }
-AnyConfig = Annotated[MusicConfig | WordsConfig, Field(discriminator="task")]
+AnyConfig = Annotated[MusicConfig | WordsConfig | SeriesConfig, Field(discriminator="task")]
+CorpusKey = tuple[str, str, str]
+# settings that decide the corpus of a run, beside its task and its data
+DECIDING: dict[str, tuple[str, ...]] = {
+    "music": (),
+    "words": ("min_count",),
+    "series": (
+        *("columns", "targets", "group", "horizon", "head"),
+        *("valid_share", "test_share"),
+    ),
+}
 
 
 def layout_of(processes: int, precision: Precision, accelerator: Accelerator) -> tuple[str, ...]:
@@ -237,6 +316,7 @@ def propagates(noise: str) -> bool:
     return any(getattr(term, "estimate", "") == "moments" for term in terms_of(parse(noise)))
 
 
-def corpus_key(config: MusicConfig | WordsConfig) -> tuple[str, str, int]:
+def corpus_key(config: MusicConfig | WordsConfig | SeriesConfig) -> CorpusKey:
     """Return what decides the corpus of a run."""
-    return config.task, config.data, config.min_count if isinstance(config, WordsConfig) else 1
+    settings = config.model_dump(mode="json", include=set(DECIDING[config.task]))
+    return config.task, config.data, json.dumps(settings)

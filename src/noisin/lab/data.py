@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from noisin.lab import LabError, rolls, tokens
+from noisin.lab import LabError, dynamics, rolls, tokens
 
-NAMES = (*rolls.NAMES, *tokens.BENCHMARKS)
+NAMES = (*rolls.NAMES, *tokens.BENCHMARKS, *dynamics.EXAMPLES)
 
 
 def locate(name: str, data_dir: Path | None = None) -> Path | None:
-    """Return where a corpus is, or None where it is not yet."""
+    """Return where a corpus is, or None where it is not yet, or is computed at each use."""
     _check(name)
+    if name in dynamics.EXAMPLES:  # it is computed
+        return None
     return (tokens if name in tokens.BENCHMARKS else rolls).locate(name, data_dir)
 
 
 def fetch(name: str, say: Callable[[str], None] = lambda _: None) -> Path | None:
-    """Bring a corpus into the user's cache, and return where it is."""
+    """Bring a corpus into the user's cache, and return where it is; None where it is computed."""
     _check(name)
     present = locate(name)
-    if present is not None:
+    if present is not None or name in dynamics.EXAMPLES:
         return present
     if name in tokens.BENCHMARKS:
         return tokens.fetch(name, say)
@@ -41,6 +44,10 @@ def verify(
     Raises:
         LabError: the corpus is another one, or damaged.
     """
+    if name in dynamics.EXAMPLES:
+        values = dynamics.observed(name)
+        sha = hashlib.sha256(values.astype("<f8").tobytes()).hexdigest()
+        return f"{len(values)} steps of {', '.join(dynamics.EXAMPLES[name].columns)}; sha256 {sha}"
     if name in tokens.BENCHMARKS:
         words, known = tokens.load(name, data_dir, say), tokens.BENCHMARKS[name]
         got = (len(words.vocabulary), *(len(words.splits[s]) for s in words.splits))

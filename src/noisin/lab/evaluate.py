@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,11 @@ import torch
 
 from noisin.inference import plain
 from noisin.lab import LabError, checkpoint, records, tasks
+from noisin.lab.forecasts import Coverage, coverages, merged
 from noisin.lab.music import MusicTask
 from noisin.lab.records import Record
 from noisin.lab.rolls import Roll
+from noisin.lab.series import Forecast, SeriesTask
 from noisin.lab.task import Corpus, Scores, Task
 from noisin.lab.words import WordTask
 
@@ -92,15 +94,81 @@ def evaluate(
     Raises:
         LabError: draws of a run without noise.
     """
-    for run in runs:
-        if samples and run.record.config.noise == "none":
-            raise LabError(f"draws need noise, and {run.record.row} has none; leave --samples out")
+    _check_draws(runs, samples)
     torch.manual_seed(seed)
     others = [run.task.model for run in runs[1:]]
     with ExitStack() as off:
         for run in runs if without else ():
             off.enter_context(plain(run.task.model))
         return runs[0].task.scores(split, (0, *samples), others)
+
+
+def _check_draws(runs: Sequence[Run], samples: Sequence[int]) -> None:
+    for run in runs:
+        if samples and run.record.config.noise == "none":
+            raise LabError(f"draws need noise, and {run.record.row} has none; leave --samples out")
+
+
+def forecasts(
+    runs: Sequence[Run], split: str = "test", draws: int = 0, seed: int = 0
+) -> Iterator[Forecast]:
+    """Yield the forecasts of a split of series, some series at a time.
+
+    Args:
+        runs: runs of one corpus, whose predictive distributions are averaged.
+        split: ``train``, ``valid`` or ``test``.
+        draws: K of the noise of each; 0 is the plain network.
+        seed: of the draws.
+
+    Raises:
+        LabError: a run that is not of series, or draws of one without noise.
+    """
+    first = _of_series(runs[0])
+    _check_draws(runs, (draws,) if draws else ())
+    torch.manual_seed(seed)
+    yield from first.forecasts(split, draws, [run.task.model for run in runs[1:]])
+
+
+def _of_series(run: Run) -> SeriesTask:
+    if not isinstance(run.task, SeriesTask):
+        raise LabError(f"forecasts are of series; {run.record.row} is of {run.record.config.task}")
+    return run.task
+
+
+def target_names(run: Run) -> tuple[str, ...]:
+    """Return the columns that a run of series forecasts."""
+    return _of_series(run).corpus.target_names
+
+
+def intervals(
+    runs: Sequence[Run], split: str, samples: Sequence[int], levels: Sequence[float], seed: int = 0
+) -> dict[int, dict[str, list[Coverage]]]:
+    """Return how the central prediction intervals of a split of series hold.
+
+    Args:
+        runs: runs of one corpus, whose predictive distributions are averaged.
+        split: ``train``, ``valid`` or ``test``.
+        samples: numbers of draws K of the noise to average over, beside 0, without draws.
+        levels: what the intervals should cover, within (0, 1).
+        seed: of the draws.
+
+    Returns:
+        By K, and by target: coverage and mean width at each level.
+
+    Raises:
+        LabError: a run that is not of series, or draws of one without noise.
+    """
+    found = {}
+    for k in (0, *samples):
+        parts = [
+            [coverages(one.mixture, one.truth, level) for level in levels]
+            for one in forecasts(runs, split, k, seed)
+        ]
+        found[k] = {
+            name: [merged([part[i][f] for part in parts]) for i in range(len(levels))]
+            for f, name in enumerate(target_names(runs[0]))
+        }
+    return found
 
 
 def log_probabilities(run: Run, split: str) -> list[dict[str, str | float]]:
@@ -110,7 +178,8 @@ def log_probabilities(run: Run, split: str) -> list[dict[str, str | float]]:
         LabError: the run is not one of words.
     """
     if not isinstance(run.task, WordTask):
-        raise LabError(f"log-probabilities are of tokens; {run.record.row} is of music")
+        task = run.record.config.task
+        raise LabError(f"log-probabilities are of tokens; {run.record.row} is of {task}")
     values = torch.cat(list(run.task.log_likelihoods(split))).tolist()
     words = run.task.corpus.vocabulary
     ids = run.task.corpus.splits[split][: len(values)]

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from noisin.lab import LabError, averages, records, tasks, train, turns
-from noisin.lab.config import Accelerator, corpus_key
+from noisin.lab.config import Accelerator, CorpusKey, corpus_key
 from noisin.lab.recipe import Recipe
 from noisin.lab.records import Record
 from noisin.lab.task import Corpus
@@ -45,7 +45,7 @@ class _Worker:
     told: Queue[Progress] | None = None
     stop: Event | None = None
     data_dir: Path | None = None
-    corpora: dict[tuple[str, str, int], Corpus] = field(default_factory=dict)
+    corpora: dict[CorpusKey, Corpus] = field(default_factory=dict)
 
 
 _worker = _Worker()
@@ -54,7 +54,7 @@ _worker = _Worker()
 def plan(
     recipe: Recipe,
     folder: Path,
-    corpora: dict[tuple[str, str, int], str],
+    corpora: dict[CorpusKey, str],
     curves: bool = False,
     decides: tuple[str, ...] = (),
 ) -> list[Job]:

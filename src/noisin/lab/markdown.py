@@ -85,14 +85,12 @@ def table(
     Args:
         rows: the runs, by row.
         spent: what searches have spent, by recipe and row.
-        baselines: scores without a network on the same corpus, which stand above music's.
+        baselines: scores without a network on the same corpus.
     """
-    first = next(iter(rows.values()))[0]
     cells = [["method", "published", "test", "difference", "", "valid", "seeds", "trials"]]
-    if first.metric == "unscored":
-        for one in baselines:
-            valid = f"{one.scores['valid']:.3f}"
-            cells.append([one.label, "", f"{one.scores['test']:.3f}", "", "", valid, "", ""])
+    for one in baselines:
+        valid = f"{one.scores['valid']:.3f}"
+        cells.append([one.label, "", f"{one.scores['test']:.3f}", "", "", valid, "", ""])
     for line, group in zip(report.summary(rows), rows.values(), strict=True):
         cells.append(_row(line, group, spent.get((group[0].recipe, group[0].row))))
     return _table(cells)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +17,10 @@ from matplotlib.figure import Figure
 
 from noisin.lab import sound, tasks
 from noisin.lab.files import write_aside
+from noisin.lab.forecasts import LEVELS, interval
 from noisin.lab.records import Record
 from noisin.lab.rolls import Roll
+from noisin.lab.series import Forecast
 from noisin.lab.spent import Spent
 from noisin.laws import Learned
 from noisin.noise import Noise
@@ -26,6 +29,7 @@ from noisin.text import parse
 Rows = dict[str, list[Record]]
 
 ACROSS = 4  # panels of a figure side by side
+MOST = 6  # series and targets in a figure of forecasts
 WORST = 1.35  # of the best score: what is worse is not told apart
 POINT: dict[str, Any] = {"markersize": 3, "color": "#0072b2"}
 COLORS = ("#444444", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999933")
@@ -45,6 +49,7 @@ class Drawing:
         draw: draws into as many axes as there are panels.
         panels: how many; more than a page is wide stand in rows.
         height: in inches.
+        across: panels side by side, at most.
     """
 
     name: str
@@ -52,6 +57,7 @@ class Drawing:
     draw: Callable[..., None]
     panels: int = 1
     height: float = 3.6
+    across: int = ACROSS
 
     def svg(self) -> str:
         """Return it as SVG text."""
@@ -68,7 +74,7 @@ class Drawing:
 
     def _figure(self) -> Figure:
         figure = Figure(figsize=(9, self.height), layout="constrained")
-        across = min(self.panels, ACROSS)
+        across = min(self.panels, self.across)
         grid = figure.subplots(-(-self.panels // across), across, squeeze=False).flat
         self.draw(*(axes for _, axes in zip(range(self.panels), grid, strict=False)))
         for axes in figure.axes[self.panels :]:
@@ -115,13 +121,59 @@ def roll(title: str, piece: Roll) -> Drawing:
     return Drawing("roll", title, partial(draw_roll, piece), height=2.6)
 
 
+def forecast(title: str, one: Forecast, names: Sequence[str], steps: int) -> Drawing:
+    """Return forecasts beside what came: the first series and targets, a panel each.
+
+    Args:
+        title: what it shows.
+        one: the forecasts.
+        names: of the targets.
+        steps: how many of each series, at most.
+    """
+    pairs = [(series, f) for series in dict.fromkeys(one.series) for f in range(len(names))]
+    draw = partial(draw_forecast, one, names, pairs[:MOST], steps)
+    count = len(pairs[:MOST])
+    return Drawing("forecast", title, draw, count, height=0.6 + 2.4 * count, across=1)
+
+
+def draw_forecast(
+    one: Forecast,
+    names: Sequence[str],
+    pairs: Sequence[tuple[str, int]],
+    steps: int,
+    *panels: Axes,
+) -> None:
+    """Draw the mean and the central intervals of forecasts, and what came."""
+    mixture = one.mixture
+    mean, truth = mixture.mean.mean(0).cpu(), one.truth.cpu()
+    bands = [[end.cpu() for end in interval(mixture, level)] for level in LEVELS]
+    for axes, (series, target) in zip(panels, pairs, strict=True):
+        own = [i for i, name in enumerate(one.series) if name == series][:steps]
+        rows = [one.rows[i] + 1 for i in own]
+        for (low, high), level in reversed(list(zip(bands, LEVELS, strict=True))):
+            axes.fill_between(
+                *(rows, low[own, target], high[own, target]),
+                color=COLORS[1],
+                alpha=0.18,
+                linewidth=0,
+                label=f"{level:.0%}",
+            )
+        axes.plot(rows, mean[own, target], color=COLORS[1], linewidth=1, label="mean")
+        axes.plot(rows, truth[own, target], ".", color=COLORS[0], markersize=3, label="truth")
+        axes.set(ylabel=", ".join(filter(None, (series, names[target]))))
+        axes.grid(alpha=0.3)
+    panels[0].legend(frameon=False, fontsize=7, ncols=5)
+    panels[-1].set(xlabel="row")
+
+
 def draw_strength(spent: Sequence[Spent], *panels: Axes) -> None:
     """Draw the validation score of trials over the strength of the noise, a panel a method.
 
     Scores far above the best of all are triangles at the upper edge.
     """
     every = [t.valid for one in spent for t in one.trials if t.valid is not None]
-    low, top = min(every, default=0.0), WORST * min(every, default=1.0)
+    low = min(every, default=1.0)
+    top = low + (WORST - 1) * abs(low)  # a density's likelihood may be above 1
     for axes, one in zip(panels, spent, strict=True):
         name = one.own[-1]
         done = [(t.settings[name], t.valid) for t in one.trials if t.valid is not None]
@@ -132,7 +184,7 @@ def draw_strength(spent: Sequence[Spent], *panels: Axes) -> None:
         values = [strength for strength, _ in done]
         if values and min(values) > 0 and max(values) > 20 * min(values):
             axes.set_xscale("log")
-        axes.set(title=one.label, xlabel=name, ylim=(0.99 * low, 1.01 * top))
+        axes.set(title=one.label, xlabel=name, ylim=(low - 0.01 * abs(low), top + 0.01 * abs(top)))
         axes.grid(alpha=0.3)
 
 
@@ -156,10 +208,20 @@ def draw_curves(rows: Rows, valid: Axes, train: Axes) -> None:
         (train, [e.train for run in every for e in run.history]),
     ):
         axes.grid(alpha=0.3)
-        if values:
+        if values and every[0].metric == "nll":
+            axes.set_ylim(*_of_densities(values))
+        elif values:
             low, wide = min(values), 1.35 if axes is valid and music else 2.5
             axes.set_ylim(0.98 * low, 1.02 * min(max(values), wide * low) + 1e-3)
     _legend(valid, rows)
+
+
+def _of_densities(values: Sequence[float]) -> tuple[float, float]:
+    """Return limits for scores that may have any sign: what is far above the middle is cut off."""
+    low = min(values)
+    top = min(max(values), low + 4 * (statistics.median(values) - low))
+    margin = 0.05 * (top - low) + 1e-3
+    return low - margin, top + margin
 
 
 def draw_laws(rows: Rows, *panels: Axes) -> None:

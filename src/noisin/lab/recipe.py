@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
 import re
 import tomllib
@@ -39,7 +40,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from noisin.lab import LabError
-from noisin.lab.config import TASKS, AnyConfig, Seed, corpus_key
+from noisin.lab.config import DECIDING, TASKS, AnyConfig, CorpusKey, Seed, corpus_key
 from noisin.lab.search import Scalar, Search
 
 
@@ -135,7 +136,7 @@ class Recipe(BaseModel):
             )
         return self.model_copy(update={"search": self.searches[row]})
 
-    def on(self, corpora: Container[tuple[str, str, int]]) -> Recipe:
+    def on(self, corpora: Container[CorpusKey]) -> Recipe:
         """Return the recipe with only the rows whose corpus (by its key) is among some."""
         rows = {name: row for name, row in self.rows.items() if corpus_key(row.config) in corpora}
         return self.model_copy(update={"rows": rows})
@@ -148,10 +149,10 @@ class Recipe(BaseModel):
 
 
 # settings that stay text, whatever they look like
-TEXTS = ("task", "data", "cell", "noise", "optimizer", "loss", "padding", "moments")
+TEXTS = ("task", "data", "cell", "noise", "optimizer", "loss", "padding", "moments", "head")
 TOP_KEYS = ("title", "seeds", "baseline", "base", "rows", "search")
 PARTS = ("space", "settings")  # of a search
-CORPUS = ("task", "data", "min_count")  # settings that decide the corpus of a run
+CORPUS = ("task", "data", *itertools.chain(*DECIDING.values()))  # decide the corpus of a run
 ROW_KEYS = ("label", "baseline", "published", "note", "search", "average", "models")
 ONE_ROW = tuple(key for key in ROW_KEYS if key != "baseline")  # no row takes it over from another
 ROW_NAME = re.compile(r"[A-Za-z0-9][\w.+*-]*")
@@ -167,7 +168,8 @@ def names() -> list[str]:
 
 def default(changes: Sequence[str]) -> str:
     """Return the recipe that runs where none is named: that of the task."""
-    return "ptb" if "task=words" in changes else "bach"
+    named = {"task=words": "ptb", "task=series": "series"}
+    return next((name for change, name in named.items() if change in changes), "bach")
 
 
 def load(name: str, changes: Sequence[str] = (), only: Sequence[str] = ()) -> Recipe:

@@ -54,7 +54,7 @@ class Line:
         note: what the recipe says of it.
         parameters: trained numbers.
         scores: of train, valid and test.
-        scored: of test by the other convention of music, every step; None of words.
+        scored: of test by the other convention of music, every step; None of others.
         difference: test less the baseline's test, seed by seed.
         baseline: label of the row that it is compared with.
         published: the paper's number and where it stands.
@@ -85,11 +85,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Piece:
-    """A sample: a piece to look at and to hear, or text to read."""
+    """A sample: a piece to look at and to hear, text to read, or forecasts to look at."""
 
     title: str
     roll: Roll | None = None
     text: str = ""
+    drawing: panels.Drawing | None = None
 
 
 def by_row(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -232,7 +233,7 @@ def write(
                     for one in spent
                     if (one.recipe, one.row) in known
                 },
-                "baselines": baselines.get(runs[0].corpus, []) if lines[0].scored else [],
+                "baselines": baselines.get(runs[0].corpus, []),
             }
         )
     environment = jinja2.Environment(
@@ -257,11 +258,13 @@ def _environment(run: Record) -> str:
 
 def _shown(piece: Piece) -> dict[str, str]:
     """Return what the page needs of a sample."""
+    if piece.drawing is not None:
+        return {"title": piece.drawing.title, "text": "", "figure": piece.drawing.svg(), "wav": ""}
     if piece.roll is None:
         return {"title": piece.title, "text": piece.text}
     return {
         "title": piece.title,
         "text": "",
-        "roll": panels.roll(piece.title, piece.roll).svg(),
+        "figure": panels.roll(piece.title, piece.roll).svg(),
         "wav": base64.b64encode(sound.wav(piece.roll)).decode(),
     }

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from noisin.lab import LabError, averages, evaluate, jobs, recipe, report, tasks, together
-from noisin.lab.config import corpus_key
+from noisin.lab import (
+    LabError,
+    averages,
+    baselines,
+    evaluate,
+    jobs,
+    recipe,
+    report,
+    tasks,
+    together,
+)
+from noisin.lab.baselines import Baseline
+from noisin.lab.config import CorpusKey, corpus_key
 from noisin.lab.files import cores, make_folder
+from noisin.lab.observations import Observations
 from noisin.lab.ranks import FabricRanks, Layout, Ranks, check_cut
 from noisin.lab.recipe import Recipe
 from noisin.lab.records import Record
@@ -88,8 +102,9 @@ def run(
         together.do(runs, found.corpora, ranks, console)
     if ranks.first:
         averages.do(found.jobs, found.corpora, say)
+        bases = _baselines(found.corpora.values(), found.folder)
         done = jobs.finished(found.table)
-        _finish(done, found.folder, data_dir)
+        _finish(done, found.folder, data_dir, bases)
         if as_json:
             print_json(report.by_row(done))
         _tell_diverged(jobs.finished(runs))
@@ -108,7 +123,7 @@ class _Plan:
     """
 
     recipe: Recipe
-    corpora: dict[tuple[str, str, int], Corpus]
+    corpora: dict[CorpusKey, Corpus]
     folder: Path
     jobs: list[Job]
     table: list[Job]
@@ -143,7 +158,7 @@ def _planned(
     return _Plan(chosen, corpora, folder, planned, table)
 
 
-def _corpora(chosen: Recipe, data_dir: Path | None) -> dict[tuple[str, str, int], Corpus]:
+def _corpora(chosen: Recipe, data_dir: Path | None) -> dict[CorpusKey, Corpus]:
     """Load every corpus of a recipe, and say which files could not be read."""
     found = {}
     for row in chosen.rows.values():
@@ -155,17 +170,35 @@ def _corpora(chosen: Recipe, data_dir: Path | None) -> dict[tuple[str, str, int]
     return found
 
 
-def _finish(done: list[Record], folder: Path, data_dir: Path | None) -> None:
+def _baselines(corpora: Iterable[Corpus], folder: Path) -> dict[str, list[Baseline]]:
+    """Score series without a network, and leave the scores beside the runs."""
+    series = [one for one in corpora if isinstance(one, Observations)]
+    found = {one.digest(): baselines.of_series(one) for one in series}
+    if any(found.values()):
+        every = itertools.chain(*found.values())
+        baselines.write(every, folder / f"series{baselines.ENDING}")
+    return found
+
+
+def _finish(
+    done: list[Record],
+    folder: Path,
+    data_dir: Path | None,
+    bases: Mapping[str, list[Baseline]],
+) -> None:
     """Print the table, write samples and the report."""
     rows = report.by_row(done)
     print_table(rows)
+    for one in itertools.chain(*bases.values()):
+        scores = ", ".join(f"{split} {score:.3f}" for split, score in one.scores.items())
+        say(f"{one.label}, no network: {scores}")
     pieces = []
     for name in report.worth_hearing(rows):
         best = min((r for r in rows[name] if r.status == "finished"), key=lambda r: r.best)
         run = evaluate.load(folder / f"{best.row}-{best.seed}-{best.hash}", data_dir)
         stem = folder / "samples" / name
         pieces.append(draw_sample(run, f"{best.label}, seed {best.seed}", stem, LENGTHS, seed=1))
-    report.write(done, folder / "report.html", pieces=pieces)
+    report.write(done, folder / "report.html", pieces=pieces, baselines=bases)
     say(f"report: {folder / 'report.html'}")
     if pieces:
         say(f"samples: {folder / 'samples'}")

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from noisin.lab import LabError, evaluate, sound
-from noisin.lab.files import write_aside
-from noisin.lab.report import Piece
+import torch
 
-LENGTHS = {"music": 48, "words": 150}  # quarter notes, tokens
+from noisin.lab import LabError, evaluate, panels, sound
+from noisin.lab.files import write_aside
+from noisin.lab.forecasts import LEVELS, interval
+from noisin.lab.report import Piece
+from noisin.lab.series import Forecast
+
+LENGTHS = {"music": 48, "words": 150, "series": 200}  # quarter notes, tokens, steps shown
 
 
 def draw_sample(
@@ -20,17 +27,72 @@ def draw_sample(
     temperature: float = 1.0,
     prompt: str = "",
 ) -> Piece:
-    """Draw a sample, write it as MIDI and WAV or as text, and return it."""
+    """Draw a sample, write it as MIDI and WAV, as text, or as PNG and CSV, and return it.
+
+    Args:
+        run: the run.
+        title: of the sample.
+        stem: its files, without ending.
+        lengths: quarter notes, tokens, or steps in the figure of forecasts, by task.
+        seed: of the draws.
+        temperature: of music and words; below 1 what is likely comes more often.
+        prompt: words to start from.
+
+    Raises:
+        LabError: a prompt of what is no text, or another temperature than 1 of series.
+    """
+    if prompt and run.record.config.task != "words":
+        raise LabError(f"--prompt is for words; this run is of {run.record.config.task}")
+    if run.record.config.task == "series":
+        if temperature != 1:
+            raise LabError(f"--temperature is for music and words; got {temperature} for series")
+        return _draw_forecasts(run, title, stem, lengths["series"], seed)
     if run.record.config.task == "words":
         words = prompt.split()
         text = evaluate.sample_text(run, lengths["words"], seed, temperature, words)
         with write_aside(stem.with_name(stem.name + ".txt")) as file:
             file.write(text.encode() + b"\n")
         return Piece(title, text=text)
-    if prompt:
-        raise LabError("--prompt is for words; this run is of music")
     roll = evaluate.sample_roll(run, lengths["music"], seed, temperature)
     sound.write_midi(roll, stem.with_name(stem.name + ".mid"))
     with write_aside(stem.with_name(stem.name + ".wav")) as file:
         file.write(sound.wav(roll))
     return Piece(title, roll)
+
+
+def _draw_forecasts(run: evaluate.Run, title: str, stem: Path, steps: int, seed: int) -> Piece:
+    """Forecast the test part, averaged over draws where there is noise.
+
+    The CSV file has every step, the figure the first ones of a few series and targets.
+    """
+    config = run.record.config
+    draws = 0 if config.noise == "none" else max(config.test_samples)
+    found = list(evaluate.forecasts([run], "test", draws, seed))
+    names = evaluate.target_names(run)
+    with write_aside(stem.with_name(stem.name + ".csv")) as file:
+        for row in _rows(found, names):
+            file.write(row.encode())
+    how = f"average of {draws} draws" if draws else "noise off"
+    drawing = panels.forecast(f"{title}; {how}" if title else how, found[0], names, steps)
+    drawing.save(stem.with_name(stem.name + ".png"))
+    return Piece(title, drawing=drawing)
+
+
+def _rows(found: Sequence[Forecast], names: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of a CSV file: what came, the mean of the forecast, and its intervals."""
+    ends = [f"{end} {level:.0%}" for level in LEVELS for end in ("low", "high")]
+    yield _line(["series", "row", "target", "truth", "mean", *ends])
+    for one in found:
+        mixture = one.mixture
+        values = [one.truth, mixture.mean.mean(0)]
+        values += [end for level in LEVELS for end in interval(mixture, level)]
+        numbers = torch.stack(values, -1).tolist()
+        for series, row, targets in zip(one.series, one.rows, numbers, strict=True):
+            for name, own in zip(names, targets, strict=True):
+                yield _line([series, row + 1, name, *(f"{value:.9g}" for value in own)])
+
+
+def _line(cells: Sequence[object]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerow(cells)
+    return text.getvalue()

@@ -7,16 +7,19 @@ from pathlib import Path
 
 import torch
 
-from noisin.lab import LabError, rolls, tokens, words
-from noisin.lab.config import MusicConfig, WordsConfig
+from noisin.lab import LabError, dynamics, observations, rolls, tokens, words
+from noisin.lab.config import MusicConfig, SeriesConfig, WordsConfig
 from noisin.lab.music import MusicModel, MusicTask
+from noisin.lab.observations import Observations
 from noisin.lab.rolls import Corpus as Rolls
+from noisin.lab.series import SeriesModel, SeriesTask
 from noisin.lab.task import Corpus, Task
 from noisin.lab.tokens import Words
 from noisin.lab.words import WordModel, WordTask
 
-AnyConfig = MusicConfig | WordsConfig
-UNITS = {task.metric: task.units for task in (MusicTask, WordTask)}
+AnyConfig = MusicConfig | WordsConfig | SeriesConfig
+AnyModel = MusicModel | WordModel | SeriesModel
+UNITS = {task.metric: task.units for task in (MusicTask, WordTask, SeriesTask)}
 
 
 def load(
@@ -25,10 +28,12 @@ def load(
     """Load the corpus of a run."""
     if isinstance(config, WordsConfig):
         return tokens.load(config.data, data_dir, say, min_count=config.min_count)
+    if isinstance(config, SeriesConfig):
+        return observations.load(config)
     return rolls.load(config.data, data_dir, say)
 
 
-def memory(config: AnyConfig, model: MusicModel | WordModel) -> tuple[int, int]:
+def memory(config: AnyConfig, model: AnyModel) -> tuple[int, int]:
     """Return about how many bytes a training step needs, noise aside.
 
     Args:
@@ -38,7 +43,7 @@ def memory(config: AnyConfig, model: MusicModel | WordModel) -> tuple[int, int]:
     Returns:
         The bytes of weights, gradients and optimizer, and those kept for the backward pass.
     """
-    steps = config.window if isinstance(config, WordsConfig) else config.chunk
+    steps = config.chunk if isinstance(config, MusicConfig) else config.window
     gates = {"lstm": 4, "gru": 3}.get(config.cell, 1)
     inside = (2 * gates + 3) * config.hidden_size * config.num_layers
     kept = (inside + 3 * model.head.out_features) * config.batch_size * config.train_samples
@@ -61,16 +66,20 @@ def build(config: AnyConfig, corpus: Corpus) -> Task:
     if isinstance(config, WordsConfig):
         assert isinstance(corpus, Words)
         return WordTask(config, corpus)
+    if isinstance(config, SeriesConfig):
+        assert isinstance(corpus, Observations)
+        return SeriesTask(config, corpus)
     assert isinstance(corpus, Rolls)
     return MusicTask(config, corpus)
 
 
-def outline(config: AnyConfig, corpus: Corpus | None = None) -> MusicModel | WordModel:
+def outline(config: AnyConfig, corpus: Corpus | None = None) -> AnyModel:
     """Return a model without memory for its weights, to check and to explain.
 
     Args:
         config: the settings.
-        corpus: gives a model of words its vocabulary; without it that of a benchmark, else 2.
+        corpus: gives a model of words its vocabulary, one of series its columns; without it those
+            of a benchmark, else 2 words, the columns that are named, or 1.
 
     Raises:
         LabError: the settings do not fit each other, or noise cannot act.
@@ -80,6 +89,8 @@ def outline(config: AnyConfig, corpus: Corpus | None = None) -> MusicModel | Wor
         with torch.device("meta"):
             if isinstance(bare, MusicConfig):
                 return MusicModel(bare)
+            if isinstance(bare, SeriesConfig):
+                return SeriesModel(bare, *_columns(bare, corpus))
             known = tokens.BENCHMARKS.get(config.data)
             vocabulary = known.vocabulary if known else 2
             return WordModel(
@@ -87,3 +98,12 @@ def outline(config: AnyConfig, corpus: Corpus | None = None) -> MusicModel | Wor
             )
     except ValueError as error:
         raise LabError(str(error)) from None
+
+
+def _columns(config: SeriesConfig, corpus: Corpus | None) -> tuple[int, int]:
+    """Return how many columns a model of series reads, and how many it forecasts."""
+    if isinstance(corpus, Observations):
+        return len(corpus.columns), len(corpus.targets)
+    known = dynamics.EXAMPLES.get(config.data)
+    columns = config.columns or (known.columns if known else ("one",))
+    return len(columns), len(config.targets or columns)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,13 +18,11 @@ from rich.markup import escape
 from rich.table import Table
 
 import noisin
-from noisin.lab import LabError, jobs, report, tasks
-from noisin.lab.music import MusicModel
+from noisin.lab import LabError, evaluate, jobs, report, tasks
 from noisin.lab.ranks import Elsewhere
 from noisin.lab.recipe import Recipe, Row
 from noisin.lab.records import Record
 from noisin.lab.task import Corpus
-from noisin.lab.words import WordModel
 
 # a pipe has no width of its own
 WIDE = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
@@ -106,9 +105,7 @@ def print_json(rows: dict[str, list[Record]]) -> None:
     print(json.dumps(found))
 
 
-def outline(
-    chosen: Recipe, name: str, row: Row, corpus: Corpus | None = None
-) -> MusicModel | WordModel:
+def outline(chosen: Recipe, name: str, row: Row, corpus: Corpus | None = None) -> tasks.AnyModel:
     """Return the outline of a row's model; noise that cannot act is refused before any run."""
     with of_row(chosen, name):
         return tasks.outline(row.config, corpus)
@@ -152,3 +149,38 @@ def print_table(rows: dict[str, list[Record]]) -> None:
         f"{units}; mean ± standard deviation over seeds; difference in test, seed by seed; "
         "* some run reached the last epoch allowed"
     )
+
+
+def tell_intervals(
+    runs: Sequence[evaluate.Run],
+    split: str,
+    samples: Sequence[int],
+    levels: Sequence[float],
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Print how the prediction intervals of series hold, noise off and averaged over draws.
+
+    Without ``samples`` as many draws are averaged as the largest test average of the runs takes.
+    """
+    config = runs[0].record.config
+    if not samples and config.noise != "none":
+        samples = (max(config.test_samples),)
+    found = evaluate.intervals(runs, split, samples, levels, seed)
+    if as_json:
+        told = {
+            k: {name: [asdict(c) for c in own] for name, own in of.items()}
+            for k, of in found.items()
+        }
+        print(json.dumps(told))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in (split, "target", "level", "covered", "mean width"):
+        table.add_column(column)
+    for k, targets in found.items():
+        how = f"average of {k} draws" if k else "noise off"
+        for name, own in targets.items():
+            for one in own:
+                numbers = (f"{one.level:g}", f"{one.coverage:.3f}", f"{one.width:.5g}")
+                table.add_row(how, escape(name), *numbers)
+    console.print(table)

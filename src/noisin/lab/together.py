@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from noisin.lab import LabError, train
-from noisin.lab.config import corpus_key
+from noisin.lab.config import CorpusKey, corpus_key
 from noisin.lab.jobs import Display, Interrupted
 from noisin.lab.ranks import Ranks
 from noisin.lab.task import Corpus, Stopped
@@ -25,7 +25,7 @@ BROKEN = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL
 
 def do(
     jobs: Sequence[Job],
-    corpora: Mapping[tuple[str, str, int], Corpus],
+    corpora: Mapping[CorpusKey, Corpus],
     ranks: Ranks,
     console: Console,
 ) -> None:
@@ -50,7 +50,7 @@ def do(
 
 def _do(
     jobs: Sequence[Job],
-    corpora: Mapping[tuple[str, str, int], Corpus],
+    corpora: Mapping[CorpusKey, Corpus],
     ranks: Ranks,
     console: Console,
     stopping: Callable[[], bool],
