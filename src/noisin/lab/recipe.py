@@ -41,7 +41,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from noisin.lab import LabError
 from noisin.lab.config import DECIDING, TASKS, AnyConfig, CorpusKey, Seed, corpus_key
-from noisin.lab.search import Scalar, Search
+from noisin.lab.search import Scalar, Search, searches_of
 
 
 class Published(BaseModel):
@@ -151,7 +151,6 @@ class Recipe(BaseModel):
 # settings that stay text, whatever they look like
 TEXTS = ("task", "data", "cell", "noise", "optimizer", "loss", "padding", "moments", "head")
 TOP_KEYS = ("title", "seeds", "baseline", "base", "rows", "search")
-PARTS = ("space", "settings")  # of a search
 CORPUS = ("task", "data", *itertools.chain(*DECIDING.values()))  # decide the corpus of a run
 ROW_KEYS = ("label", "baseline", "published", "note", "search", "average", "models")
 ONE_ROW = tuple(key for key in ROW_KEYS if key != "baseline")  # no row takes it over from another
@@ -229,7 +228,7 @@ def load(name: str, changes: Sequence[str] = (), only: Sequence[str] = ()) -> Re
             )
         recipe["rows"][row] = {**about, "config": _with_none(config)}
     try:
-        recipe["searches"] = _searches(raw.get("search"), rows)
+        recipe["searches"] = searches_of(raw.get("search"), rows)
         found = Recipe.model_validate(recipe)
         searches = {
             row: left
@@ -274,42 +273,6 @@ def _taken(
             f"{name}, row {row}: an average has the settings of its models; got {', '.join(more)}"
         )
     return {**{k: v for k, v in found[other].items() if k not in ONE_ROW}, **own}
-
-
-def _searches(shared: Any, rows: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the searches as they stand, by row: what rows share and what each adds.
-
-    Raises:
-        ValueError: one that is no table, or is shared by no row.
-    """
-    own = {
-        row: said["search"]
-        for row, said in rows.items()
-        if isinstance(said, dict) and "search" in said
-    }
-    for table in (*own.values(), *([] if shared is None else [shared])):
-        if not isinstance(table, dict) or any(
-            not isinstance(table.get(part, {}), dict) for part in PARTS
-        ):
-            raise ValueError(f"search, its space and settings must be tables, got {table!r}")
-    if shared is not None and "row" in shared:
-        if own:
-            raise ValueError("either [search] names a row, or rows have searches of their own")
-        if not isinstance(rows.get(shared["row"]), dict):
-            raise ValueError(f"row must be one of {list(rows)}, got {shared['row']!r}")
-        return {shared["row"]: shared}
-    if shared is not None and not own:
-        raise ValueError("row must be named, or some row must have a search of its own")
-    common = shared or {}
-    return {
-        row: {
-            **common,
-            **table,
-            "row": row,
-            **{part: {**common.get(part, {}), **table.get(part, {})} for part in PARTS},
-        }
-        for row, table in own.items()
-    }
 
 
 def _checked_search(

@@ -28,6 +28,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, model_validator
 
+PARTS = ("space", "settings")  # of a search
 WIDEST = 1e15  # of a range: beyond, whole numbers are no longer told apart
 Scalar = StrictInt | StrictFloat | bool | str
 Choices = Annotated[tuple[Scalar, ...], Field(min_length=1)]
@@ -155,3 +156,39 @@ def _product(name: str, text: str) -> float:
         return math.prod(float(part) for part in text.split("*"))
     except ValueError:
         raise ValueError(f"{name} must be a product of numbers, got {text!r}") from None
+
+
+def searches_of(shared: Any, rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the searches as they stand, by row: what rows share and what each adds.
+
+    Raises:
+        ValueError: one that is no table, or is shared by no row.
+    """
+    own = {
+        row: said["search"]
+        for row, said in rows.items()
+        if isinstance(said, dict) and "search" in said
+    }
+    for table in (*own.values(), *([] if shared is None else [shared])):
+        if not isinstance(table, dict) or any(
+            not isinstance(table.get(part, {}), dict) for part in PARTS
+        ):
+            raise ValueError(f"search, its space and settings must be tables, got {table!r}")
+    if shared is not None and "row" in shared:
+        if own:
+            raise ValueError("either [search] names a row, or rows have searches of their own")
+        if not isinstance(rows.get(shared["row"]), dict):
+            raise ValueError(f"row must be one of {list(rows)}, got {shared['row']!r}")
+        return {shared["row"]: shared}
+    if shared is not None and not own:
+        raise ValueError("row must be named, or some row must have a search of its own")
+    common = shared or {}
+    return {
+        row: {
+            **common,
+            **table,
+            "row": row,
+            **{part: {**common.get(part, {}), **table.get(part, {})} for part in PARTS},
+        }
+        for row, table in own.items()
+    }
