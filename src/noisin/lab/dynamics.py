@@ -105,7 +105,7 @@ def mackey_glass(steps: int, delay: int = 17, substeps: int = 10) -> Values:
 
 
 EXAMPLES = {
-    "lorenz": Example(("x", "y", "z"), lorenz, 2000, 0.1),
+    "lorenz": Example(("x", "y", "z"), lorenz, 1500, 0.1),
     "mackey-glass": Example(("x",), mackey_glass, 1500, 0.2),
 }
 
