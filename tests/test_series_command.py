@@ -153,6 +153,7 @@ def test_intervals_are_of_series_and_levels_within_0_and_1(call, tmp_path):
     assert "draws" not in told.output
     for words, rule in (
         (["--level", "1"], "--level must be within (0, 1), got [1.0]"),
+        (["--plain"], "--intervals stands without --plain and --log-probs"),
         (["--samples", "2"], "draws need noise, and plain has none"),
     ):
         bad = call("evaluate", run, "--intervals", *words)

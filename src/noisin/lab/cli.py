@@ -130,6 +130,8 @@ def evaluate_command(
         raise LabError(f"--samples must be >= 1, and divide the largest of them; got {samples}")
     if log_probs is not None and len(runs) > 1:
         raise LabError(f"--log-probs takes one run, got {len(runs)}")
+    if intervals and (plain or log_probs is not None):
+        raise LabError("--intervals stands without --plain and --log-probs; got one of them")
     if not all(0 < level < 1 for level in levels):
         raise LabError(f"--level must be within (0, 1), got {levels}")
     loaded = evaluate.load_all(runs, data_dir)
