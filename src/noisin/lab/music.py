@@ -20,11 +20,10 @@ from noisin.lab.config import MusicConfig, propagates
 from noisin.lab.models import recurrent, share
 from noisin.lab.rolls import KEYS, Corpus, Roll
 from noisin.lab.task import (
-    Loss,
+    Apart,
     Scores,
     Stopped,
     at_least_float32,
-    columns,
     nested,
     never,
 )
@@ -180,7 +179,7 @@ def batch_of(rolls: Sequence[Roll], starts: Sequence[int], length: int) -> Batch
     return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), valid, first)
 
 
-class MusicTask:
+class MusicTask(Apart):
     """The music task: a model, its training batches and its score.
 
     Args:
@@ -219,36 +218,10 @@ class MusicTask:
             batch = padded_in_front(batch, self.config.chunk) if front else batch
             yield batch.to(self.device)
 
-    def part(self, batch: Batch, rank: int, size: int) -> Batch:
-        """Return the stretches that the ``rank``-th of ``size`` processes takes.
-
-        Where there are fewer of them than processes, it is one of which no step counts.
-        """
-        own = columns(batch.valid.shape[1], rank, size)
-        if own.start < own.stop:
-            return Batch(*(x[:, own] for x in batch))
-        return Batch(*(x[:, :1] for x in batch))._replace(valid=batch.valid[:, :1] & False)
-
-    def counts(self, batch: Batch) -> tuple[int, int]:
-        """Return the number of steps, twice: the loss is a mean over them."""
-        count = int(batch.valid.sum())
-        return count, count
-
     def total(self, batch: Batch, carried: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the negative log-likelihood of a batch; nothing is carried on."""
         likelihood = self.model.log_likelihood(batch, self.config.train_samples).mean(0)
         return -(likelihood * batch.valid).sum(), {}
-
-    def loss(self, batch: Batch) -> Loss:
-        """Return the loss of a batch, a mean over steps."""
-        return Loss(self.total(batch, {})[0], *self.counts(batch))
-
-    def carried(self) -> dict[str, Tensor]:
-        """Return nothing: every stretch begins from a state of zeros."""
-        return {}
-
-    def carry(self, tensors: dict[str, Tensor]) -> None:
-        """Take up nothing."""
 
     def in_metric(self, nll: float) -> Scores:
         """Return a mean negative log-likelihood as scores; of training, all steps count."""

@@ -22,7 +22,7 @@ from noisin.lab.config import SeriesConfig, propagates
 from noisin.lab.forecasts import Gaussians, Mixture, Poissons
 from noisin.lab.models import recurrent, share
 from noisin.lab.observations import Observations
-from noisin.lab.task import Loss, Scores, Stopped, at_least_float32, columns, nested, never
+from noisin.lab.task import Apart, Scores, Stopped, at_least_float32, nested, never
 from noisin.likelihood import GaussianHead, PoissonHead
 from noisin.propagation import Moments, each, exact
 from noisin.shapes import Bool, Float
@@ -134,7 +134,7 @@ class SeriesModel(nn.Module):
         return Poissons(torch.exp(mean + variance / 2))
 
 
-class SeriesTask:
+class SeriesTask(Apart):
     """The series task: a model, its training sequences and its scores.
 
     Args:
@@ -207,36 +207,10 @@ class SeriesTask:
             valid[first - start : stop - start, b] = True
         return Batch(inputs, targets, valid)
 
-    def part(self, batch: Batch, rank: int, size: int) -> Batch:
-        """Return the stretches that the ``rank``-th of ``size`` processes takes.
-
-        Where there are fewer of them than processes, it is one of which no step counts.
-        """
-        own = columns(batch.valid.shape[1], rank, size)
-        if own.start < own.stop:
-            return Batch(*(x[:, own] for x in batch))
-        return Batch(*(x[:, :1] for x in batch))._replace(valid=batch.valid[:, :1] & False)
-
-    def counts(self, batch: Batch) -> tuple[int, int]:
-        """Return the number of steps, twice: the loss is a mean over them."""
-        count = int(batch.valid.sum())
-        return count, count
-
     def total(self, batch: Batch, carried: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the negative log-likelihood in the data's own units; nothing is carried on."""
         likelihood = self.model.log_likelihood(batch, self.config.train_samples).mean(0)
         return ((self._log_scale - likelihood) * batch.valid).sum(), {}
-
-    def loss(self, batch: Batch) -> Loss:
-        """Return the loss of a batch, a mean over steps."""
-        return Loss(self.total(batch, {})[0], *self.counts(batch))
-
-    def carried(self) -> dict[str, Tensor]:
-        """Return nothing: every sequence begins from a state of zeros."""
-        return {}
-
-    def carry(self, tensors: dict[str, Tensor]) -> None:
-        """Take up nothing."""
 
     def in_metric(self, nll: float) -> Scores:
         """Return a mean negative log-likelihood as a score."""

@@ -142,6 +142,43 @@ def columns(count: int, rank: int, size: int) -> slice:
     return slice(rank * count // size, (rank + 1) * count // size)
 
 
+class Apart:
+    """What tasks share whose training sequences each begin from a state of zeros.
+
+    Their batches are named tuples of tensors [T, B, …]; ``valid`` [T, B] says which steps count.
+    """
+
+    def total(self, batch: Any, carried: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the negative log-likelihood of a batch; nothing is carried on."""
+        raise NotImplementedError
+
+    def part(self, batch: Any, rank: int, size: int) -> Any:
+        """Return the stretches that the ``rank``-th of ``size`` processes takes.
+
+        Where there are fewer of them than processes, it is one of which no step counts.
+        """
+        own = columns(batch.valid.shape[1], rank, size)
+        if own.start < own.stop:
+            return type(batch)(*(x[:, own] for x in batch))
+        return type(batch)(*(x[:, :1] for x in batch))._replace(valid=batch.valid[:, :1] & False)
+
+    def counts(self, batch: Any) -> tuple[int, int]:
+        """Return the number of steps, twice: the loss is a mean over them."""
+        count = int(batch.valid.sum())
+        return count, count
+
+    def loss(self, batch: Any) -> Loss:
+        """Return the loss of a batch, a mean over steps."""
+        return Loss(self.total(batch, {})[0], *self.counts(batch))
+
+    def carried(self) -> dict[str, Tensor]:
+        """Return nothing: every sequence begins from a state of zeros."""
+        return {}
+
+    def carry(self, tensors: dict[str, Tensor]) -> None:
+        """Take up nothing."""
+
+
 def nested(log_likelihoods: Float[Tensor, "K M ..."], draws: int) -> Float[Tensor, "..."]:
     """Return the log-likelihood of averages over ``draws`` draws and all models.
 
