@@ -24,6 +24,7 @@ ORDER = [
         "noise",
         "at",
         "zoneout",
+        "strength",
         "methods",
         "text",
         "propagation",
@@ -35,7 +36,8 @@ ORDER = [
         "propagated",
     ),
     *("draws", "functional", "noisy", "dense", "layers", "recurrence"),
-    *("inference", "likelihood", "variance", "diagnostics", "init", "optim", "penalties"),
+    *("inference", "schedule", "likelihood", "variance", "diagnostics"),
+    *("init", "optim", "penalties"),
     *("explanation", "surgery", "replicas"),
 ]
 EXACT = {

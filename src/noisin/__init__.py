@@ -43,6 +43,7 @@ from noisin.propagated import Propagation
 from noisin.propagation import Moments
 from noisin.recurrence import Recurrence
 from noisin.replicas import Replicas
+from noisin.schedule import StrengthSchedule
 from noisin.surgery import regularize, strip
 from noisin.text import parse
 from noisin.zoneout import Zoneout
@@ -74,6 +75,7 @@ __all__ = [
     "Propagation",
     "Recurrence",
     "Replicas",
+    "StrengthSchedule",
     "Term",
     "Terms",
     "Uniform",

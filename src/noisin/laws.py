@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from numbers import Real
 from typing import Any, NoReturn
 
@@ -50,6 +50,10 @@ class Law(ABC):
         """V[ε] = std²; of a learned spread, its square at the start."""
         std = self.std.init if isinstance(self.std, Learned) else self.std
         return std**2
+
+    def scaled(self, factor: float) -> Law:
+        """Return the law of standard deviation ``factor`` > 0 times this; a learned one is left."""
+        return self if isinstance(self.std, Learned) else replace(self, std=self.std * factor)
 
     @abstractmethod
     def standard(
@@ -354,6 +358,10 @@ class Bernoulli(Law):
         object.__setattr__(self, "keep", float(keep))
         object.__setattr__(self, "std", math.sqrt((1 - keep) / keep))
         self.__post_init__()
+
+    def scaled(self, factor: float) -> Bernoulli:
+        """Return the law of standard deviation factor · √((1 - p)/p), whose p is another."""
+        return Bernoulli(keep=self.keep / (self.keep + factor**2 * (1 - self.keep)))
 
     def standard(self, size, generator, dtype, device) -> Tensor:
         """Draw (b/p - 1) over its standard deviation."""

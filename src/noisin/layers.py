@@ -191,8 +191,8 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         return self.acting() is not None
 
     def acting(self) -> Term | None:
-        """Return the noise with torch's ``dropout=``, which acts after ``between``."""
-        return self._with_dropout(self._noise)
+        """Return the noise at its strength; torch's ``dropout=`` acts after ``between``."""
+        return self._with_dropout(super().acting())
 
     def _with_dropout(self, noise: Term | None) -> Term | None:
         if not self.dropout or self.num_layers == 1:

@@ -20,6 +20,7 @@ from noisin.noise import Noise, Term, joined, terms_of
 from noisin.product import Acting
 from noisin.propagation import exact
 from noisin.stack import Places, supported, together
+from noisin.strength import scaled
 from noisin.text import parse
 from noisin.zoneout import Zoneout
 
@@ -35,11 +36,15 @@ class Noisy(nn.Module):
         sampling: keep the noise on in evaluation, and draw what is otherwise propagated; see
             ``noisin.sampling``.
         silent: switch all noise off; see ``noisin.plain``.
+        strength: multiplies every standard deviation that is not learned, and the probabilities
+            of ``Zoneout``; a finite number >= 0, and 1 unless set. At 0 these terms are off. See
+            ``noisin.StrengthSchedule``.
     """
 
     sampling: bool = False
     silent: bool = False
     _noise: Term | None = None
+    _strength: float = 1.0
     _replicas: Sequence[tuple[Noisy, Callable[[], AbstractContextManager[Any]]]] = ()
 
     @property
@@ -51,6 +56,7 @@ class Noisy(nn.Module):
     def noise(self, noise: Term | str | None) -> None:
         term = parse(noise) if isinstance(noise, str) else noise
         self.resolve(term)
+        scaled(term, self._strength)  # or raise
         for name in self._spreads():
             delattr(self, name)
         self._noise = term
@@ -60,9 +66,23 @@ class Noisy(nn.Module):
             setattr(self, name, nn.Parameter(rho))
 
     @property
+    def strength(self) -> float:
+        """What every fixed standard deviation is multiplied by."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, strength: float) -> None:
+        scaled(self._noise, strength)  # or raise
+        self._strength = float(strength)
+
+    @property
     def is_noisy(self) -> bool:
         """Whether anything is drawn in training, torch's ``dropout=`` included."""
         return self._noise is not None
+
+    def acting(self) -> Term | None:
+        """Return the noise at its strength."""
+        return self._noise if self._strength == 1 else scaled(self._noise, self._strength)
 
     def on(self, noise: Term | None, given: bool = False) -> Term | None:
         """Return what of some noise acts in this call.
@@ -129,7 +149,9 @@ class Noisy(nn.Module):
 
     def extra_repr(self) -> str:
         """Torch's line, and the noise."""
-        return super().extra_repr() + ("" if self._noise is None else f", noise={self._noise}")
+        noise = "" if self._noise is None else f", noise={self._noise}"
+        strength = "" if self._strength == 1 else f", strength={self._strength:g}"
+        return super().extra_repr() + noise + strength
 
     @torch.no_grad()
     def spreads(self) -> dict[str, float]:
@@ -246,7 +268,7 @@ class Simple(Noisy):
 
         def make(layer: Simple) -> dict[str, tuple[Tensor | Scaled, ...]]:
             drawn = {}
-            for place, terms in layer.resolve(layer.on(layer._noise, given)).items():
+            for place, terms in layer.resolve(layer.on(layer.acting(), given)).items():
                 entries = []
                 for index, term in enumerate(terms):
                     assert isinstance(term, Noise)
@@ -268,7 +290,7 @@ class Simple(Noisy):
         Raises:
             ValueError: the draws are not those of this layer.
         """
-        noise = self.on(self._noise, given=draws is not None)
+        noise = self.on(self.acting(), given=draws is not None)
         if noise is None and not draws:
             return None
         if draws is None:

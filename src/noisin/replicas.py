@@ -258,7 +258,7 @@ def _kind(model: nn.Module) -> Any:
 def _shown(module: nn.Module) -> tuple[Any, ...]:
     if not isinstance(module, Noisy):
         return (module.extra_repr(),)
-    places = module.resolve(module.noise)
+    places = module.resolve(module.acting())
     terms = tuple((place, *map(_form, terms)) for place, terms in places.items())
     how = getattr(module, "mode", None), getattr(module, "propagation", None)
     return super(Noisy, module).extra_repr(), *how, module.sampling, module.silent, terms

@@ -28,7 +28,13 @@ OURS: dict[type[nn.Module], type[Noisy]] = {
     nn.Linear: Linear,
     nn.Embedding: Embedding,
 }
-OWN = ("_noise", "sampling", "time_dim", "_reached")  # attributes that torch's layers lack
+OWN = (
+    "_noise",
+    "_strength",
+    "sampling",
+    "time_dim",
+    "_reached",
+)  # attributes that torch's layers lack
 
 
 def regularize(
@@ -190,7 +196,7 @@ def _joined(theirs: type[nn.Module], ours: type[Noisy]) -> type[Noisy]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         self._reached = False
         result = super(joined, self).forward(*args, **kwargs)
-        if not self._reached and self.on(self.noise) is not None:
+        if not self._reached and self.on(self.acting()) is not None:
             raise RuntimeError(
                 f"{theirs.__name__}.forward must call super().forward for noise to act; it did not"
             )

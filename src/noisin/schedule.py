@@ -1,0 +1,109 @@
+"""The strength of noise over training: ramps and decays, as for a learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from noisin.noisy import Noisy
+
+
+def linear(start: float, end: float, steps: int) -> Callable[[int], float]:
+    """Return the strength that goes from ``start`` to ``end`` in a straight line, and stays.
+
+    Args:
+        start: at step 0, >= 0.
+        end: from step ``steps`` on, >= 0.
+        steps: > 0.
+
+    Raises:
+        ValueError: ``steps`` out of range.
+
+    Example:
+        >>> [linear(0.0, 1.0, 4)(step) for step in range(6)]
+        [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    """
+    if steps <= 0:
+        raise ValueError(f"linear: steps must be > 0, got {steps}")
+
+    def strength(step: int) -> float:
+        done = min(step / steps, 1.0)
+        return start * (1 - done) + end * done
+
+    return strength
+
+
+class StrengthSchedule:
+    """Sets the strength of all noise in a model, step by step.
+
+    At step k every standard deviation σ that is not learned becomes s(k) · σ: of a
+    ``Bernoulli(keep=p)``, where σ² = (1 - p)/p, that is another p; of a ``Zoneout`` its
+    probabilities are multiplied. At s = 0 there is no noise.
+
+    Args:
+        model: its ``noisin`` layers are set, now and at every ``step()``.
+        strength: s, from the number of steps done to a finite number >= 0, and > 0 in a layer that
+            has learned spreads beside fixed ones.
+
+    Raises:
+        ValueError: no layer of the model has noise, or a strength that is not possible.
+
+    Note:
+        The strength is no part of the model's ``state_dict``: keep the schedule's beside it, as
+        that of a learning rate. What torch compiled is compiled anew for another strength.
+
+    Example:
+        >>> from noisin import LSTM
+        >>> layer = LSTM(4, 8, noise="hidden * Gaussian(0.5)")
+        >>> schedule = StrengthSchedule(layer, linear(0.0, 1.0, 100))
+        >>> layer.strength
+        0.0
+        >>> for _ in range(50):
+        ...     schedule.step()
+        >>> layer.strength
+        0.5
+    """
+
+    def __init__(self, model: nn.Module, strength: Callable[[int], float]) -> None:
+        self._layers = [
+            (name, module)
+            for name, module in model.named_modules()
+            if isinstance(module, Noisy) and module.noise is not None
+        ]
+        if not self._layers:
+            raise ValueError(
+                "StrengthSchedule: the model must have a layer with noise, "
+                f"got {type(model).__name__}"
+            )
+        self._strength = strength
+        self.steps = 0
+        self._set()
+
+    @property
+    def strength(self) -> float:
+        """The strength at this step."""
+        return self._strength(self.steps)
+
+    def step(self) -> None:
+        """Count one step, and set the strength that follows."""
+        self.steps += 1
+        self._set()
+
+    def _set(self) -> None:
+        strength = self.strength
+        for name, layer in self._layers:
+            try:
+                layer.strength = strength
+            except ValueError as error:
+                raise ValueError(f"{name or 'the model'}, step {self.steps}: {error}") from None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of steps done."""
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the step that ``state_dict`` gave."""
+        self.steps = state["steps"]
+        self._set()
