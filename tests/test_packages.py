@@ -1,5 +1,7 @@
 """Models of other packages: made noisy, trained by their own trainers, and given back to torch."""
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ import noisin
 from conftest import assert_bit_equal
 from models import IDS, WORDS, Tagger, kinds
 from noisin import regularize, strip
+from trainers import QUIET, lightning_warns
 
 pytestmark = pytest.mark.packages
 
@@ -40,22 +43,6 @@ def assert_given_back(plain, fresh, run, path):
 
 def origin(kind):
     return kind.__module__
-
-
-quiet_trainer = {
-    "max_steps": 6,
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
-# theirs: advice on workers, loggers and validation, and what they use of torch that is ending
-lightning_warns = pytest.mark.filterwarnings(
-    "ignore::Warning:lightning.*",
-    "ignore::Warning:pytorch_forecasting.*",
-    "ignore:.isinstance.treespec, LeafSpec.",
-)
 
 
 def forecasts(cell):
@@ -91,7 +78,7 @@ def test_a_network_of_pytorch_forecasting(cell, tmp_path):
     assert isinstance(net.rnn, getattr(noisin, cell))
     assert isinstance(net.rnn, type(original.rnn))
     before, loader = parameters(net), data.to_dataloader(batch_size=8, num_workers=0)
-    lightning.Trainer(**quiet_trainer).fit(net, loader)
+    lightning.Trainer(**QUIET).fit(net, loader)
     assert_trained(net, before)
     x, _ = next(iter(loader))
     net.train()
@@ -121,7 +108,7 @@ def test_a_lightning_module(tmp_path):
     regularize(module, NOISE)
     before = parameters(module)
     batches = torch.utils.data.TensorDataset(IDS.T.repeat(8, 1))
-    trainer = lightning.Trainer(**quiet_trainer)
+    trainer = lightning.Trainer(**QUIET)
     trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=8))
     assert_trained(module, before)
     trainer.save_checkpoint(tmp_path / "checkpoint.ckpt")
@@ -135,32 +122,60 @@ def test_a_lightning_module(tmp_path):
 class Scores(nn.Module):
     """Reads words [B, T] and scores the class of each sequence."""
 
-    def __init__(self):
+    def __init__(self, noise=None):
         super().__init__()
         self.tagger = Tagger(num_layers=2)
+        regularize(self.tagger, noise)
 
     def forward(self, ids):
         return self.tagger(ids.T)[-1]
 
 
-def test_a_classifier_of_skorch(tmp_path):
+def classifier(**settings):
+    """Return a classifier of skorch, and sequences of words whose class is their first word."""
     skorch = pytest.importorskip("skorch", reason="whose classifier trains the module")
-    ids = torch.randint(WORDS, (32, 4))
-    net = skorch.NeuralNetClassifier(
-        regularize(Scores(), NOISE),
-        criterion=nn.CrossEntropyLoss,
-        lr=0.5,
-        max_epochs=3,
-        batch_size=8,
-        train_split=None,
-        verbose=0,
-    )
+    fit = {"lr": 0.5, "max_epochs": 3, "batch_size": 8, "train_split": None, "verbose": 0}
+    net = skorch.NeuralNetClassifier(Scores, criterion=nn.CrossEntropyLoss, **fit, **settings)
+    ids = torch.randint(WORDS, (32, 4), generator=torch.Generator().manual_seed(1))
+    return net, ids.numpy(), ids[:, 0].numpy()
+
+
+def test_a_classifier_of_skorch(tmp_path):
+    net, ids, first = classifier(module__noise=NOISE)
     net.initialize()
     before = parameters(net.module_)
-    net.fit(ids.numpy(), ids[:, 0].numpy())
+    net.fit(ids, first)
     assert_trained(net.module_, before)
-    found = torch.from_numpy(net.predict_proba(ids.numpy()))
-    plain = strip(net.module_).eval()
+    found = torch.from_numpy(net.predict_proba(ids))
+    plain, words = strip(net.module_).eval(), torch.from_numpy(ids)
     with torch.no_grad():
-        assert_bit_equal(found, plain(ids).softmax(-1))
-    assert_given_back(plain, Scores(), lambda one: one(ids), tmp_path / "scores.pt")
+        assert_bit_equal(found, plain(words).softmax(-1))
+    assert_given_back(
+        strip(net.module_.tagger), Tagger(num_layers=2), run_tagger, tmp_path / "s.pt"
+    )
+
+
+def run_tagger(tagger):
+    return tagger(IDS)
+
+
+def test_a_search_of_scikit_learn_over_noise():
+    """Noise is a text, so that it is a hyperparameter like any other; copies go to processes."""
+    net, ids, first = classifier()
+    selection = pytest.importorskip("sklearn.model_selection", reason="which searches")
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import FunctionTransformer
+
+    pipeline = Pipeline([("reversed", FunctionTransformer(reversed_words)), ("net", net)])
+    noises = ["none", "hidden * Gaussian(0.5)", "hidden * Bernoulli(keep=0.5) & " + NOISE]
+    torch.manual_seed(0)
+    search = selection.GridSearchCV(pipeline, {"net__module__noise": noises}, cv=2, n_jobs=2)
+    search.fit(ids, first)
+    assert len(search.cv_results_["params"]) == len(noises)
+    best = search.best_estimator_["net"]
+    assert best.module_.tagger.rnn.noise == noisin.parse(best.module__noise)
+    assert pickle.loads(pickle.dumps(search)).predict(ids).tolist() == search.predict(ids).tolist()
+
+
+def reversed_words(ids):
+    return ids[:, ::-1].copy()

@@ -1,0 +1,100 @@
+"""For Lightning: a callback that logs what noise does to a network, and sets its strength."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from torch.optim import Optimizer
+
+from noisin.diagnostics import learned_spreads, spectral_radius
+from noisin.schedule import StrengthSchedule
+
+
+class NoiseMonitor(Callback):
+    """Log spectral radii, learned spreads and gradient norms of recurrent layers, and set strength.
+
+    The trainer's loggers and its ``callback_metrics`` get, by the name of each layer:
+
+    - ``radius/NAME``: max |λ| of ``weight_hh``, the largest over layers, gates and directions (not
+      where ``proj_size`` makes it no square);
+    - ``spread/NAME.rho_…``: learned standard deviations, the mean where there are several;
+    - ``gradient/NAME``: the 2-norm of the loss's gradient over all parameters of the layer, as the
+      optimizer gets it: with ``precision="16-mixed"`` after unscaling, and before clipping;
+    - ``strength``: what all fixed standard deviations are multiplied by, where it is scheduled.
+
+    Args:
+        every: steps of the optimizer between two logs, >= 1.
+        strength: s, from the number of optimizer steps done to a number >= 0, as
+            ``StrengthSchedule`` takes it; None leaves the strength alone. A checkpoint holds the
+            step, so that training goes on at the strength it had.
+
+    Raises:
+        ValueError: ``every`` out of range; in ``fit``: a strength without noise to set it in.
+
+    Example:
+        >>> from noisin.schedule import linear
+        >>> monitor = NoiseMonitor(every=10, strength=linear(0.0, 1.0, 1000))
+        >>> # trainer = lightning.Trainer(callbacks=[monitor])
+    """
+
+    def __init__(self, *, every: int = 50, strength: Callable[[int], float] | None = None) -> None:
+        super().__init__()
+        if every < 1:
+            raise ValueError(f"NoiseMonitor: every must be >= 1, got {every}")
+        self.every = every
+        self._strength = strength
+        self._schedule: StrengthSchedule | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the strength of the step that training begins at."""
+        if self._strength is not None:
+            self._schedule = StrengthSchedule(pl_module, self._strength)
+            self._set(trainer)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set the strength of this step."""
+        self._set(trainer)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Log what there is at this step."""
+        if trainer.global_step % self.every:
+            return
+        layers = _recurrent_layers(pl_module)
+        square = {name: layer for name, layer in layers.items() if not layer.proj_size}
+        found = {f"radius/{name}": _radius(layer) for name, layer in square.items()}
+        found |= {f"spread/{name}": std for name, std in learned_spreads(pl_module).items()}
+        for name, layer in layers.items():
+            grads = [p.grad for p in layer.parameters() if p.grad is not None]
+            if grads:
+                found[f"gradient/{name}"] = nn.utils.get_total_norm(grads).item()
+        if self._schedule is not None:
+            found["strength"] = self._schedule.strength
+        for logger in trainer.loggers:
+            logger.log_metrics(found, step=trainer.global_step)
+        trainer.callback_metrics.update({name: torch.tensor(x) for name, x in found.items()})
+
+    def _set(self, trainer: Trainer) -> None:
+        if self._schedule is not None:
+            self._schedule.load_state_dict({"steps": trainer.global_step})
+
+
+def _recurrent_layers(model: nn.Module) -> dict[str, nn.RNNBase]:
+    """Return the recurrent layers of a model by name, torch's among them."""
+    return {
+        name or type(module).__name__: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.RNNBase)
+    }
+
+
+def _radius(layer: nn.RNNBase) -> float:
+    weights = [p for name, p in layer.named_parameters() if name.startswith("weight_hh")]
+    return max(spectral_radius(weight.detach()).max().item() for weight in weights)
