@@ -15,6 +15,7 @@ import typer
 
 from noisin.lab import recipe
 from noisin.lab.cli import app
+from trainers import lightning_warns
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -31,6 +32,11 @@ def test_the_site_has_its_pages():
     assert sum(len(blocks(page, "bash")) for page in PAGES) >= 9
 
 
+# what some blocks need beside the laboratory
+NEEDS = ("darts", "lightning", "pytorch_forecasting", "skorch")
+
+
+@lightning_warns
 @pytest.mark.filterwarnings("ignore:The tensor attributes")  # torch.export, of torch's own LSTM
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_code_runs(page, tmp_path, monkeypatch):
@@ -38,6 +44,8 @@ def test_code_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "page"}
     for block in blocks(page, "python"):
+        for package in (one for one in NEEDS if f"import {one}" in block or f"from {one}" in block):
+            pytest.importorskip(package, reason=f"a block of {page.name} needs it")
         exec(compile(block, page.name, "exec"), names)
 
 

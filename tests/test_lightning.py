@@ -11,7 +11,7 @@ from noisin.diagnostics import spectral_radius
 from trainers import QUIET, lightning_warns
 
 lightning = pytest.importorskip("lightning", reason="whose trainer calls the callback")
-from noisin.integrations.lightning import NoiseMonitor  # noqa: E402
+from noisin.integrations.lightning import NoiseMonitor, Regularize  # noqa: E402
 
 pytestmark = [pytest.mark.packages, lightning_warns]
 NOISE = "hidden * Gaussian(0.5) & input * Gaussian(Learned(0.5))"
@@ -134,3 +134,19 @@ def test_strength_follows_the_steps_of_the_optimizer(tmp_path):
 def test_a_strength_needs_noise():
     with pytest.raises(ValueError, match=r"must have a layer with noise, got Module"):
         fit(Module(noise=None), NoiseMonitor(strength=ramp))
+
+
+def test_noise_comes_before_the_optimizer_and_once():
+    module, callback = Module(noise=None), Regularize(NOISE, where="tagger.rnn")
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    fit(module, callback)
+    rnn = module.tagger.rnn
+    assert rnn.noise == noisin.parse(NOISE)
+    assert type(module.tagger.read) is nn.Linear
+    spread = rnn.rho_input.detach().clone()
+    assert rnn.spreads() != {"rho_input": pytest.approx(0.5)}  # trained
+    assert not any(torch.equal(p, before.get(name, p + 1)) for name, p in module.named_parameters())
+    fit(module, callback, max_steps=0)
+    assert torch.equal(module.tagger.rnn.rho_input, spread)
+    with pytest.raises(ValueError, match=r"where must name layers"):
+        fit(Module(noise=None), Regularize(NOISE, where="nowhere"))

@@ -89,6 +89,39 @@ def test_a_network_of_pytorch_forecasting(cell, tmp_path):
 
 
 @lightning_warns
+@pytest.mark.filterwarnings("ignore::Warning:darts.*", "ignore::Warning:pytorch_lightning.*")
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+def test_a_model_of_darts(cell, tmp_path):
+    """Its network is built inside of ``fit``, where the callback meets it."""
+    numpy = pytest.importorskip("numpy")
+    darts = pytest.importorskip("darts", reason="whose models are regularized")
+    models = pytest.importorskip("darts.models", reason="whose models are regularized")
+    integrations = pytest.importorskip("noisin.integrations.lightning", reason="needs lightning")
+    waves = numpy.sin(numpy.arange(60) / 5).astype("float32")
+    series = darts.TimeSeries.from_values(waves)
+    kinds = {"input_chunk_length": 6, "training_length": 9, "hidden_dim": 5, "n_rnn_layers": 2}
+    trainer = QUIET | {"callbacks": [integrations.Regularize(NOISE)]}
+    model = models.RNNModel(
+        model=cell,
+        **kinds,
+        n_epochs=2,
+        random_state=1,
+        pl_trainer_kwargs=trainer | {"max_steps": -1},
+    )
+    model.fit(series)
+    layer = model.model.rnn
+    assert isinstance(layer, getattr(noisin, cell))
+    assert layer.noise == noisin.parse(NOISE)
+    assert layer.spreads()["rho_hidden_l0"] != 0.5
+    forecast = model.predict(4).values()
+    strip(model.model, inplace=True)  # or the file holds spreads that a plain network lacks
+    assert type(model.model.rnn) is getattr(nn, cell)
+    model.save(str(tmp_path / "model.pt"))
+    again = models.RNNModel.load(str(tmp_path / "model.pt"), trusted=True)
+    numpy.testing.assert_array_equal(again.predict(4).values(), forecast)
+
+
+@lightning_warns
 def test_a_lightning_module(tmp_path):
     lightning = pytest.importorskip("lightning", reason="whose module is regularized")
 
@@ -160,7 +193,7 @@ def run_tagger(tagger):
 
 
 def test_a_search_of_scikit_learn_over_noise():
-    """Noise is a text, so that it is a hyperparameter like any other; copies go to processes."""
+    """Noise is a text, so that it is a hyperparameter like any other."""
     net, ids, first = classifier()
     selection = pytest.importorskip("sklearn.model_selection", reason="which searches")
     from sklearn.pipeline import Pipeline
@@ -169,7 +202,7 @@ def test_a_search_of_scikit_learn_over_noise():
     pipeline = Pipeline([("reversed", FunctionTransformer(reversed_words)), ("net", net)])
     noises = ["none", "hidden * Gaussian(0.5)", "hidden * Bernoulli(keep=0.5) & " + NOISE]
     torch.manual_seed(0)
-    search = selection.GridSearchCV(pipeline, {"net__module__noise": noises}, cv=2, n_jobs=2)
+    search = selection.GridSearchCV(pipeline, {"net__module__noise": noises}, cv=2)
     search.fit(ids, first)
     assert len(search.cv_results_["params"]) == len(noises)
     best = search.best_estimator_["net"]

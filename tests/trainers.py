@@ -14,5 +14,7 @@ QUIET = {
 lightning_warns = pytest.mark.filterwarnings(
     "ignore::Warning:lightning.*",
     "ignore::Warning:pytorch_forecasting.*",
+    "ignore:.pin_memory. argument is set as true",
+    "ignore:Total length of .list. across ranks is zero",
     "ignore:.isinstance.treespec, LeafSpec.",
 )

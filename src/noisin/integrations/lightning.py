@@ -1,8 +1,8 @@
-"""For Lightning: a callback that logs what noise does to a network, and sets its strength."""
+"""For Lightning: callbacks that bring noise in, log what it does, and set its strength."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,41 @@ from torch import nn
 from torch.optim import Optimizer
 
 from noisin.diagnostics import learned_spreads, spectral_radius
+from noisin.noise import Term
+from noisin.noisy import Noisy
 from noisin.schedule import StrengthSchedule
+from noisin.surgery import regularize
+from noisin.text import parse
+
+
+class Regularize(Callback):
+    """Make layers of a module noisy before its optimizer is made, as ``noisin.regularize`` does.
+
+    For packages that build their network inside of ``fit`` and take callbacks for the trainer. A
+    module whose layers have this noise already is left, so that a second ``fit`` goes on.
+
+    Args:
+        noise: the terms, or their text.
+        where: names of modules, or patterns; without it, all recurrent layers.
+
+    Raises:
+        ValueError: a text that is no noise; in ``fit``: no layer is chosen, or a term cannot act.
+
+    Example:
+        >>> callback = Regularize("hidden * Gaussian(1.0)")
+        >>> # darts.models.RNNModel(…, pl_trainer_kwargs={"callbacks": [callback]})
+    """
+
+    def __init__(self, noise: Term | str, where: str | Sequence[str] | None = None) -> None:
+        super().__init__()
+        self.noise = parse(noise) if isinstance(noise, str) else noise
+        self.where = where
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Change the layers."""
+        noises = [layer.noise for layer in pl_module.modules() if isinstance(layer, Noisy)]
+        if self.noise not in noises:
+            regularize(pl_module, self.noise, self.where)
 
 
 class NoiseMonitor(Callback):
