@@ -20,6 +20,7 @@ ORDER = [
         "tracing",
         "mapped",
         "spread",
+        "variates",
         "laws",
         "noise",
         "at",
@@ -43,7 +44,7 @@ ORDER = [
 EXACT = {
     "shapes": set(),
     "spread": {"shapes"},
-    "laws": {"shapes", "spread"},
+    "laws": {"shapes", "spread", "variates"},
     "noise": {"laws"},
     "at": {"noise"},
     "propagation": {"noise", "shapes"},

@@ -34,6 +34,10 @@ def spectral_radius(
 
     Raises:
         ValueError: the weights are no stack of square blocks (as with ``proj_size``).
+
+    Example:
+        >>> spectral_radius(torch.tensor([[3.0, 7.0], [0.0, 2.0]])).tolist()
+        [3.0]
     """
     rows, columns = weight_hh.shape
     if rows % columns:
@@ -52,6 +56,11 @@ def recurrent_radii(model: nn.Module, *, squared: bool = False) -> list[list[flo
     Args:
         model: any module; its layers of ours are looked at, in the forward direction.
         squared: of W ∘ W.
+
+    Example:
+        >>> from noisin import GRU
+        >>> [len(gates) for gates in recurrent_radii(GRU(4, 8, num_layers=2))]
+        [3, 3]
     """
     return [
         spectral_radius(getattr(module, f"weight_hh_l{layer}"), squared=squared).tolist()
@@ -62,7 +71,17 @@ def recurrent_radii(model: nn.Module, *, squared: bool = False) -> list[list[flo
 
 
 def learned_spreads(model: nn.Module) -> dict[str, float]:
-    """Return the learned standard deviations of a model; of several in one parameter, the mean."""
+    """Return the learned standard deviations of a model; of several in one parameter, the mean.
+
+    Args:
+        model: any module; its layers of ours are looked at.
+
+    Example:
+        >>> from noisin import RNN
+        >>> spreads = learned_spreads(RNN(4, 8, noise="hidden + Gaussian(Learned(0.5))"))
+        >>> {name: round(std, 4) for name, std in spreads.items()}
+        {'rho_hidden_l0': 0.5}
+    """
     return {
         f"{name}.{spread}".lstrip("."): value
         for name, module in model.named_modules()
@@ -95,6 +114,13 @@ def gradient_norms(
 
     Raises:
         ValueError: the stack is bidirectional, where the last output is no end of time.
+
+    Example:
+        >>> from noisin import RNN
+        >>> layer = RNN(4, 8)
+        >>> x, state = torch.randn(5, 3, 4), (torch.zeros(1, 3, 8),)
+        >>> gradient_norms(layer.stack, layer.all_weights, x, state).shape
+        torch.Size([1, 5])
     """
     if stack.bidirectional:
         raise ValueError("gradient_norms: the stack must run in one direction, got two")

@@ -28,11 +28,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from noisin.laws import Learned, source
+from noisin.laws import Learned
 from noisin.noise import Noise, Term
 from noisin.product import Acting, Fresh, Perturbation, Preactivation, Propagated
 from noisin.shapes import Float
 from noisin.stack import Places, Stack, is_weight, places
+from noisin.variates import source
 from noisin.zoneout import Zoneout
 
 

@@ -25,7 +25,7 @@ from noisin.noise import Term
 from noisin.product import Acting, Preactivation, perturb_held
 from noisin.propagated import Propagation
 from noisin.propagated_product import Values, perturb_values
-from noisin.propagation import Moments, each, exact
+from noisin.propagation import Moments, each, exact, mean_of
 from noisin.reference import State, Weights
 from noisin.shapes import Float, Int
 from noisin.stack import (
@@ -153,7 +153,7 @@ def recur(
     found = places(stack, noise)
     if found and draws is None:
         raise ValueError(f"noise is data: draws must be given with {noise}")
-    like = x.mean if isinstance(x, Moments) else x
+    like = mean_of(x)
     _check(stack, like, state, path)
     noisy = acting(found, draws or {}, stack, like)
     valid = None if lengths is None else _valid(like, lengths)
@@ -303,7 +303,7 @@ def _moments(
 ) -> tuple[Any, tuple[Any, ...]]:
     """Run one layer over moments."""
     state = tuple(map(exact, state))
-    like = x.mean if isinstance(x, Moments) else x
+    like = mean_of(x)
     valid = None if lengths is None else _valid(like, lengths)
     return _by_direction(
         *(propagated.unroll, stack, weights, x, state, within), valid=valid, how=how

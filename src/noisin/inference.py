@@ -84,6 +84,10 @@ def fold(x: Tensor, samples: int, dim: int = 1) -> Tensor:
 
     Raises:
         ValueError: K below 1.
+
+    Example:
+        >>> fold(torch.zeros(5, 3, 4), 10).shape
+        torch.Size([5, 30, 4])
     """
     _at_least_one(samples)
     repeats = [1] * x.dim()
@@ -101,6 +105,10 @@ def unfold(x: Tensor, samples: int, dim: int = 1) -> Tensor:
 
     Raises:
         ValueError: K below 1, or a batch that is no multiple of it.
+
+    Example:
+        >>> unfold(torch.zeros(5, 30, 4), 10).shape
+        torch.Size([10, 5, 3, 4])
     """
     _at_least_one(samples)
     if x.shape[dim] % samples:
@@ -122,6 +130,11 @@ def predictive(log_likelihoods: Float[Tensor, "K ..."]) -> Float[Tensor, "..."]:
 
     Args:
         log_likelihoods: log p(x | z^k), the draws first.
+
+    Example:
+        >>> half = torch.tensor([[0.2], [0.4]]).log()
+        >>> round(predictive(half).exp().item(), 4)
+        0.3
     """
     return torch.logsumexp(log_likelihoods, 0) - math.log(len(log_likelihoods))
 

@@ -30,6 +30,11 @@ def sparse_(
     Note:
         ``torch.nn.init.sparse_`` takes a fraction, and thins out outgoing connections.
 
+    Example:
+        >>> weight = sparse_(torch.empty(4, 10), nonzeros=3, std=0.1)
+        >>> (weight != 0).sum(1).tolist()
+        [3, 3, 3, 3]
+
     References:
         Sutskever et al. (2013); Bayer et al.: On fast dropout …, section 2.3.
     """
@@ -53,6 +58,11 @@ def spectral_radius_(weight_hh: Float[Tensor, "GH H"], radius: float) -> Float[T
 
     Raises:
         ValueError: ``radius`` not above 0, or a block whose spectral radius is 0.
+
+    Example:
+        >>> weight = spectral_radius_(torch.randn(8, 8), 1.1)
+        >>> round(spectral_radius(weight).item(), 4)
+        1.1
 
     References:
         Sutskever et al. (2013); Bayer et al.: On fast dropout …, section 2.3.

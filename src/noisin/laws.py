@@ -18,6 +18,7 @@ from torch import Tensor
 
 from noisin.shapes import Float
 from noisin.spread import Learned, positive
+from noisin.variates import floating, gamma, log_gamma, source, uniform, wide
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,7 +88,7 @@ class Law(ABC):
             ValueError: the law's spread is learned and ``std`` is missing, or the reverse.
             TypeError: ``dtype`` is not a floating type.
         """
-        dtype = _floating(self, dtype)
+        dtype = floating(self, dtype)
         return self._offset(size, std, generator, dtype, device).to(dtype)
 
     def factor(
@@ -100,7 +101,7 @@ class Law(ABC):
         device: torch.device | str | None = None,
     ) -> Float[Tensor, "..."]:
         """Draw the factor 1 + ε; arguments as in ``sample``."""
-        dtype = _floating(self, dtype)
+        dtype = floating(self, dtype)
         return self._offset(size, std, generator, dtype, device).add_(1).to(dtype)
 
     def _offset(
@@ -114,7 +115,7 @@ class Law(ABC):
         """Draw ε in float32, or in float64 if that is asked for."""
         scale = self._scale(std)
         device = torch.device(device) if device is not None else torch.get_default_device()
-        standard = self.standard(size, generator, _wide(dtype), device)
+        standard = self.standard(size, generator, wide(dtype), device)
         return standard * scale if isinstance(scale, Tensor) else standard.mul_(scale)
 
     def _scale(self, std: Tensor | None) -> float | Tensor:
@@ -147,65 +148,16 @@ class Law(ABC):
         return str(self)
 
 
-def _floating(law: Law, dtype: torch.dtype | None) -> torch.dtype:
-    """Return the type to draw, or raise: it must be a floating type."""
-    dtype = dtype or torch.get_default_dtype()
-    if not dtype.is_floating_point:
-        raise TypeError(f"{law}: dtype must be a floating type, got {dtype}")
-    return dtype
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Return the type to compute in: 16-bit draws are rounded once, at the end."""
-    return dtype if dtype == torch.float64 else torch.float32
-
-
-def source(generator: torch.Generator | None) -> dict[str, Any]:
-    """Return the keyword for a generator, if there is one: dynamo cannot trace a None."""
-    return {} if generator is None else {"generator": generator}
-
-
-def _uniform(
-    size: Sequence[int],
-    generator: torch.Generator | None,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:
-    """Draw U(0, 1) without 0 and 1, so that logarithms of u and 1 - u are finite."""
-    u = torch.rand(tuple(size), **source(generator), dtype=dtype, device=device)
-    return u.clamp_(min=torch.finfo(dtype).eps / 4)
-
-
-def _gamma(
-    shape: float,
-    size: Sequence[int],
-    generator: torch.Generator | None,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:
-    """Draw Gamma(shape, rate 1)."""
-    alpha = torch.full(tuple(size), shape, dtype=dtype, device=device)
-    # the public torch.distributions.Gamma takes no generator
-    return torch._standard_gamma(alpha, generator=generator)  # pyright: ignore[reportPrivateImportUsage]
-
-
-def _log_gamma_draw(
-    shape: float,
-    size: Sequence[int],
-    generator: torch.Generator | None,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:
-    """Draw log G with G ~ Gamma(shape, 1), as log(G' u^(1/shape)), G' ~ Gamma(shape + 1, 1).
-
-    A small shape puts most of G below the smallest number; its logarithm stays exact.
-    """
-    larger = _gamma(shape + 1, size, generator, dtype, device)
-    return larger.log() + _uniform(size, generator, dtype, device).log() / shape
-
-
 class Gaussian(Law):
-    """ε ~ N(0, std²)."""
+    """ε ~ N(0, std²).
+
+    Args:
+        std: standard deviation, a finite number > 0, or ``Learned``.
+
+    Example:
+        >>> Gaussian(0.5).variance
+        0.25
+    """
 
     def standard(self, size, generator, dtype, device) -> Tensor:
         """Draw N(0, 1)."""
@@ -213,34 +165,66 @@ class Gaussian(Law):
 
 
 class Logistic(Law):
-    """ε = std · (√3/π) · log(u / (1 - u)): the logistic distribution."""
+    """ε = std · (√3/π) · log(u / (1 - u)): the logistic distribution.
+
+    Args:
+        std: standard deviation, a finite number > 0, or ``Learned``.
+
+    Example:
+        >>> Logistic(0.5).variance
+        0.25
+    """
 
     def standard(self, size, generator, dtype, device) -> Tensor:
         """Draw the logit of a uniform, over its standard deviation π/√3."""
-        return torch.logit(_uniform(size, generator, dtype, device)) * (math.sqrt(3) / math.pi)
+        return torch.logit(uniform(size, generator, dtype, device)) * (math.sqrt(3) / math.pi)
 
 
 class Laplace(Law):
-    """ε = std · L/√2 with L the double exponential distribution of scale 1."""
+    """ε = std · L/√2 with L the double exponential distribution of scale 1.
+
+    Args:
+        std: standard deviation, a finite number > 0, or ``Learned``.
+
+    Example:
+        >>> Laplace(0.5).variance
+        0.25
+    """
 
     def standard(self, size, generator, dtype, device) -> Tensor:
         """Draw the difference of two exponential variables, log(u / v), over √2."""
-        u = _uniform(size, generator, dtype, device)
-        v = _uniform(size, generator, dtype, device)
+        u = uniform(size, generator, dtype, device)
+        v = uniform(size, generator, dtype, device)
         return u.div_(v).log_().mul_(math.sqrt(0.5))
 
 
 class Gumbel(Law):
-    """ε = std · (G - γ)·√6/π with G = -log(-log u), γ Euler's constant; skewed to the right."""
+    """ε = std · (G - γ)·√6/π with G = -log(-log u), γ Euler's constant; skewed to the right.
+
+    Args:
+        std: standard deviation, a finite number > 0, or ``Learned``.
+
+    Example:
+        >>> Gumbel(0.5).variance
+        0.25
+    """
 
     def standard(self, size, generator, dtype, device) -> Tensor:
         """Draw G, less its mean γ, over its standard deviation π/√6."""
-        gumbel = -torch.log(-torch.log(_uniform(size, generator, dtype, device)))
+        gumbel = -torch.log(-torch.log(uniform(size, generator, dtype, device)))
         return (gumbel - 0.5772156649015329) * (math.sqrt(6) / math.pi)
 
 
 class Uniform(Law):
-    """ε uniform on [-√3·std, √3·std]."""
+    """ε uniform on [-√3·std, √3·std].
+
+    Args:
+        std: standard deviation, a finite number > 0, or ``Learned``.
+
+    Example:
+        >>> Uniform(0.5).variance
+        0.25
+    """
 
     def standard(self, size, generator, dtype, device) -> Tensor:
         """Draw uniform on [-√3, √3]."""
@@ -255,6 +239,10 @@ class Gamma(Law):
     Args:
         std: standard deviation, > 0, or ``Learned``.
         shape: a, > 0. The paper does not state its value; 2 is ours.
+
+    Example:
+        >>> Gamma(0.5, shape=4.0)
+        Gamma(0.5, shape=4.0)
     """
 
     shape: float = 2.0
@@ -266,11 +254,11 @@ class Gamma(Law):
     def standard(self, size, generator, dtype, device) -> Tensor:
         """Draw Gamma(a, 1), less its mean a, over its standard deviation √a; 2 is -log(u v)."""
         if self.shape == 2:
-            u = _uniform(size, generator, dtype, device)
-            v = _uniform(size, generator, dtype, device)
+            u = uniform(size, generator, dtype, device)
+            v = uniform(size, generator, dtype, device)
             return u.mul_(v).log_().add_(2).mul_(-math.sqrt(0.5))
-        gamma = _gamma(self.shape, size, generator, dtype, device)
-        return (gamma - self.shape) / math.sqrt(self.shape)
+        drawn = gamma(self.shape, size, generator, dtype, device)
+        return (drawn - self.shape) / math.sqrt(self.shape)
 
 
 @dataclass(frozen=True, repr=False)
@@ -280,6 +268,10 @@ class ChiSquare(Law):
     Args:
         std: standard deviation, > 0, or ``Learned``.
         df: k, > 0. The paper does not state its value; 1 is ours (with 4 it is ``Gamma`` of 2).
+
+    Example:
+        >>> ChiSquare(0.5).sample((2, 3)).shape
+        torch.Size([2, 3])
     """
 
     df: float = 1.0
@@ -293,7 +285,7 @@ class ChiSquare(Law):
         if self.df == 1:
             z = torch.randn(tuple(size), **source(generator), dtype=dtype, device=device)
             return z.square_().sub_(1).mul_(math.sqrt(0.5))
-        chi2 = 2 * _gamma(self.df / 2, size, generator, dtype, device)
+        chi2 = 2 * gamma(self.df / 2, size, generator, dtype, device)
         return (chi2 - self.df) / math.sqrt(2 * self.df)
 
 
@@ -307,6 +299,10 @@ class Beta(Law):
         std: standard deviation, > 0, or ``Learned``.
         a: first shape parameter, > 0. The paper does not state its values; ½, ½ are ours.
         b: second shape parameter, > 0.
+
+    Example:
+        >>> bool(Beta(0.5).sample((100,)).abs().max() <= 0.5 * 2**0.5)
+        True
     """
 
     a: float = 0.5
@@ -323,8 +319,8 @@ class Beta(Law):
             u = torch.rand(tuple(size), **source(generator), dtype=dtype, device=device)
             return torch.cos(math.pi * u) * math.sqrt(2)
         total = self.a + self.b
-        odds = _log_gamma_draw(self.a, size, generator, dtype, device)
-        odds = odds - _log_gamma_draw(self.b, size, generator, dtype, device)
+        odds = log_gamma(self.a, size, generator, dtype, device)
+        odds = odds - log_gamma(self.b, size, generator, dtype, device)
         std = math.sqrt(self.a * self.b / (total + 1)) / total
         return (torch.sigmoid(odds) - self.a / total) / std
 
@@ -343,6 +339,12 @@ class Bernoulli(Law):
 
     Note:
         The γ of the NOISIN tables is p, not a standard deviation, for this law alone.
+
+    Example:
+        >>> Bernoulli(keep=0.5).std
+        1.0
+        >>> sorted(set(Bernoulli(keep=0.25).factor((100,)).tolist()))
+        [0.0, 4.0]
     """
 
     keep: float = field(default=math.nan)
@@ -372,13 +374,13 @@ class Bernoulli(Law):
     def factor(self, size, *, std=None, generator=None, dtype=None, device=None) -> Tensor:
         """Draw the factor b/p; arguments as in ``Law.sample``."""
         self._scale(std)
-        dtype = _floating(self, dtype)
-        return self._mask(size, generator, _wide(dtype), device).to(dtype)
+        dtype = floating(self, dtype)
+        return self._mask(size, generator, wide(dtype), device).to(dtype)
 
     def _offset(self, size, std, generator, dtype, device) -> Tensor:
         """Draw b/p - 1."""
         self._scale(std)
-        return self._mask(size, generator, _wide(dtype), device) - 1
+        return self._mask(size, generator, wide(dtype), device) - 1
 
     def _mask(self, size: Sequence[int], generator: Any, dtype: torch.dtype, device: Any) -> Tensor:
         """Draw b/p."""

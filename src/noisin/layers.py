@@ -16,7 +16,7 @@ from noisin.laws import Bernoulli
 from noisin.noise import Noise, Term
 from noisin.noisy import Noisy, autocasting, computing
 from noisin.propagated import Propagation
-from noisin.propagation import Moments, checked, each, exact
+from noisin.propagation import Moments, checked, each, exact, mean_of
 from noisin.reference import State
 from noisin.stack import Places, Stack, places
 from noisin.tracing import untraced
@@ -75,7 +75,7 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
             ``noisin.draws``. torch's ``dropout=`` counts as the last term at ``between``.
             Gradients reach learned spreads through these tensors.
         """
-        x, _ = self._time_major(input.mean if isinstance(input, Moments) else input)
+        x, _ = self._time_major(mean_of(input))
         source = outside_checkpoints(generator)
         return self._each(
             lambda layer: draws.draw(
@@ -166,7 +166,7 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
                 path=path,
                 how=self.propagation,
             )
-        output, *final = ((exact(s) if moments else _mean(s)) for s in (output, *final))
+        output, *final = ((exact(s) if moments else mean_of(s)) for s in (output, *final))
         if unbatched:
             final = [each(lambda one: one.squeeze(1), s) for s in final]
         output = _as_moments(lambda one: self._as_given(one, form), output)
@@ -285,10 +285,6 @@ def _checked_form(input: Any) -> Any:
     return mean
 
 
-def _mean(x: Tensor | Moments) -> Tensor:
-    return x.mean if isinstance(x, Moments) else x
-
-
 def _as_moments(function: Callable[[Tensor], Any], x: Tensor | Moments) -> Any:
     """Return a function of a tensor, or of the mean and the variance."""
     return Moments(*map(function, x)) if isinstance(x, Moments) else function(x)
@@ -354,6 +350,10 @@ class GRU(NoisyRNNBase, nn.GRU):
 
     Raises:
         ValueError: a term that cannot act here.
+
+    Example:
+        >>> GRU(8, 16, noise="recurrent * Gaussian(0.5)")
+        GRU(8, 16, noise=recurrent * Gaussian(0.5))
     """
 
 
@@ -370,6 +370,10 @@ class RNN(NoisyRNNBase, nn.RNN):
 
     Raises:
         ValueError: a term that cannot act here, or an unknown nonlinearity.
+
+    Example:
+        >>> RNN(8, 16, nonlinearity="sigmoid", noise="hidden + Gaussian(0.3)")
+        RNN(8, 16, noise=hidden + Gaussian(0.3), nonlinearity=sigmoid)
     """
 
     def __init__(self, *args: Any, noise: Term | str | None = None, **kwargs: Any) -> None:

@@ -63,6 +63,12 @@ class BernoulliHead(Head):
 
     Of ``Moments`` p = E σ(a) ≈ σ(E[a] / √(1 + π V[a] / 8)), which errs by at most 0.016 and whose
     logarithm is finite at any size.
+
+    Example:
+        >>> head = BernoulliHead(8, 88)
+        >>> parameters = head(torch.randn(5, 3, 8))
+        >>> head.log_likelihood(parameters, torch.ones(5, 3, 88)).shape
+        torch.Size([5, 3])
     """
 
     def log_likelihood(
@@ -94,6 +100,12 @@ class CategoricalHead(Head):
     Of ``Moments`` p(x) = E softmax(a)_x by an unscented transform: the average over 2 V + 1 points
     with the mean and variances of a, E[a] with weight 1 / (V + 1), and E[a] ± √((V + 1) V[a_j]) in
     one class j each; or by draws of a.
+
+    Example:
+        >>> head = CategoricalHead(8, 10)
+        >>> parameters = head(torch.randn(5, 3, 8))
+        >>> head.log_likelihood(parameters, torch.zeros(5, 3, dtype=torch.long)).shape
+        torch.Size([5, 3])
 
     References:
         Julier, Uhlmann (1997): A new extension of the Kalman filter to nonlinear systems.
@@ -191,6 +203,11 @@ class GaussianHead(Head):
         in_features: H, size of the hidden state.
         out_features: number of observed features.
         **kwargs: as ``noisin.Linear``.
+
+    Example:
+        >>> head = GaussianHead(8, 2)
+        >>> head.sample(head(torch.randn(5, 3, 8))).shape
+        torch.Size([5, 3, 2])
     """
 
     def __init__(self, in_features: int, out_features: int, **kwargs) -> None:
@@ -230,6 +247,11 @@ class PoissonHead(Head):
     """Independent counts: x_i ~ Poisson(exp(V z + b)_i). ``x`` is [..., F] of counts.
 
     Of ``Moments`` the rate is E exp(a) = exp(E[a] + V[a] / 2).
+
+    Example:
+        >>> head = PoissonHead(8, 2)
+        >>> bool((head.sample(head(torch.randn(5, 3, 8))) >= 0).all())
+        True
     """
 
     def log_likelihood(

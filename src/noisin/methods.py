@@ -51,6 +51,11 @@ def noisin(law: Law, *, additive: bool = False) -> Noise:
         law: distribution of ε.
         additive: add ε instead.
 
+    Example:
+        >>> from noisin import Gaussian
+        >>> noisin(Gaussian(0.5), additive=True)
+        hidden + Gaussian(0.5)
+
     References:
         Dieng, Ranganath, Altosaar, Blei: NOISIN: unbiased regularization for recurrent neural
         networks, equations 4 and 5.
@@ -65,6 +70,10 @@ def zaremba(*, keep: float, num_layers: int = 2) -> Term:
     Args:
         keep: probability that a unit is kept.
         num_layers: layers of the network; one layer has no ``between``.
+
+    Example:
+        >>> zaremba(keep=0.5)
+        input * Bernoulli(keep=0.5) & between * Bernoulli(keep=0.5) & output * Bernoulli(keep=0.5)
 
     References:
         Zaremba, Sutskever, Vinyals: Recurrent neural network regularization, section 3.2.
@@ -92,6 +101,10 @@ def variational(
         between: the same for h_t on its way to the next layer.
         untied: a mask a gate instead of one for all, but at the output, where there are none.
 
+    Example:
+        >>> variational(recurrent=0.7)
+        recurrent * Bernoulli(keep=0.7) @ sequence
+
     References:
         Gal, Ghahramani (2016): A theoretically grounded application of dropout in recurrent
         neural networks.
@@ -114,6 +127,10 @@ def weight_noise(
         multiplicative: scale the weights instead of adding to them.
         hold: ``"step"``: a fresh matrix at each step, or ``"sequence"``.
 
+    Example:
+        >>> weight_noise(0.075, hold="sequence")
+        weight_hh + Gaussian(0.075) @ sequence
+
     References:
         Ognawala, Bayer: Regularizing recurrent networks, equations 11 and 12.
     """
@@ -128,6 +145,10 @@ def drop_connect(*, keep: float, hold: str = "step") -> Noise:
     Args:
         keep: probability that a weight is kept.
         hold: ``"step"``: a fresh mask at each step, or ``"sequence"``.
+
+    Example:
+        >>> drop_connect(keep=0.8)
+        weight_hh * Bernoulli(keep=0.8)
 
     References:
         Ognawala, Bayer: Regularizing recurrent networks, section 9.
@@ -145,6 +166,10 @@ def fast_dropout(
         recurrent: the same for h_{t-1} on its way into the recurrent weights.
         output: the same for the last layer's h_t.
 
+    Example:
+        >>> fast_dropout(recurrent=0.8)
+        recurrent * Bernoulli(keep=0.8) @ moments
+
     References:
         Bayer et al.: On fast dropout and its applicability to recurrent networks, section 2.2.
     """
@@ -159,6 +184,10 @@ def recurrent_dropout(*, keep: float, hold: str = "step") -> Noise:
         keep: probability that a unit of the candidate is kept.
         hold: ``"step"``: a fresh mask at each step, or ``"sequence"``.
 
+    Example:
+        >>> recurrent_dropout(keep=0.7)
+        candidate * Bernoulli(keep=0.7)
+
     References:
         Semeniuta, Severyn, Barth (2016): Recurrent dropout without memory loss.
     """
@@ -171,6 +200,10 @@ def adaptive_weight_noise(init: float, *, floor: float = 0.0) -> Term:
     Args:
         init: standard deviation at the start.
         floor: lower bound of the standard deviation.
+
+    Example:
+        >>> adaptive_weight_noise(0.1)[1]
+        weight_hh + Gaussian(Learned(0.1, per="weight")) @ sequence
 
     References:
         Graves (2011): Practical variational inference for neural networks. Bayer et al.,

@@ -191,6 +191,12 @@ class Noise(Term):
 
     Raises:
         TypeError: ``site`` or ``law`` is something else.
+
+    Example:
+        >>> from noisin import Gaussian, at, sequence
+        >>> noise = at.weight_hh + Gaussian(0.075) @ sequence
+        >>> noise.site, noise.operator, noise.law, noise.hold
+        (weight_hh, '+', Gaussian(0.075), 'sequence')
     """
 
     site: Site
@@ -234,6 +240,11 @@ class Terms(Term):
 
     Raises:
         ValueError: fewer than two, since one term stands for itself.
+
+    Example:
+        >>> from noisin import Bernoulli, Gaussian, at
+        >>> list(at.input * Gaussian(0.2) & at.hidden * Bernoulli(keep=0.5))
+        [input * Gaussian(0.2), hidden * Bernoulli(keep=0.5)]
     """
 
     terms: tuple[Term, ...]

@@ -34,6 +34,12 @@ class NesterovRMSprop(Optimizer):
         taken. The mean square starts at 1. ``torch.optim.RMSprop`` has neither: its momentum is
         classical, its mean square starts at 0 and its eps stands outside the root.
 
+    Example:
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = NesterovRMSprop(layer.parameters(), lr=1e-3, momentum=0.99)
+        >>> layer(torch.ones(2)).backward()
+        >>> optimizer.step()
+
     References:
         Bayer et al.: On fast dropout and its applicability to recurrent networks, section 2.3.
         Sutskever et al. (2013): On the importance of initialization and momentum.

@@ -45,6 +45,12 @@ def l2(
     Note:
         torch's ``weight_decay=c`` is λ = c / 2 under SGD, on all parameters, biases among them.
 
+    Example:
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> _ = torch.nn.init.constant_(layer.weight, 3.0)
+        >>> l2(layer, output=0.5).item()
+        9.0
+
     References:
         Ognawala, Bayer: Regularizing recurrent networks, section 7 (RNN-NBR).
     """
@@ -57,6 +63,10 @@ def activation(output: Float[Tensor, "..."]) -> Float[Tensor, ""]:
     Args:
         output: activations, in any layout without padding. Merity, McCann and Socher take the
             last layer's after dropout.
+
+    Example:
+        >>> activation(torch.tensor([[1.0], [3.0]])).item()
+        5.0
 
     References:
         Merity, McCann, Socher (2017): Revisiting activation regularization for language RNNs.
@@ -74,6 +84,10 @@ def temporal(output: Float[Tensor, "..."], time_dim: int = 0) -> Float[Tensor, "
 
     Raises:
         ValueError: ``time_dim`` is no dimension of the output.
+
+    Example:
+        >>> temporal(torch.tensor([[1.0], [3.0], [3.0]])).item()
+        2.0
 
     References:
         Merity, McCann, Socher (2017): Revisiting activation regularization for language RNNs.

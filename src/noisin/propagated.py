@@ -28,7 +28,7 @@ from noisin.propagated_product import (
     noisy_product,
     perturbed,
 )
-from noisin.propagation import Form, Moments, exact, mixed, product, total
+from noisin.propagation import Form, Moments, exact, mean_of, mixed, product, total
 from noisin.reference import Inside, Weights
 from noisin.shapes import Bool
 
@@ -51,6 +51,11 @@ class Propagation:
 
     Raises:
         ValueError: an unknown form.
+
+    Example:
+        >>> from noisin import RNN
+        >>> layer = RNN(4, 8, noise="recurrent * Bernoulli(keep=0.8) @ moments")
+        >>> layer.propagation = Propagation(form="closed")
     """
 
     form: Form = "mixture"
@@ -140,7 +145,7 @@ def unroll(
     Returns:
         The moments of z [T, B, P], and of the state after the last step.
     """
-    inside, size = inside or {}, (x.mean if isinstance(x, Moments) else x).shape[0]
+    inside, size = inside or {}, mean_of(x).shape[0]
     products = [
         noisy_product(
             weight,

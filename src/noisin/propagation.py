@@ -47,10 +47,19 @@ class Moments(NamedTuple):
     Args:
         mean: E[t].
         variance: V[t] >= 0, of the same shape.
+
+    Example:
+        >>> Moments(torch.zeros(3), torch.ones(3)).variance
+        tensor([1., 1., 1.])
     """
 
     mean: Tensor
     variance: Tensor
+
+
+def mean_of(x: Tensor | Moments) -> Tensor:
+    """Return a tensor as it is; of moments the mean."""
+    return x.mean if isinstance(x, Moments) else x
 
 
 def exact(x: Tensor | Moments) -> Moments:

@@ -39,6 +39,11 @@ class Learned:
     Raises:
         ValueError: a number out of range or an unknown ``per``.
 
+    Example:
+        >>> spread = Learned(0.5, floor=0.1)
+        >>> round(spread.std(torch.tensor(spread.initial())).item(), 6)
+        0.5
+
     References:
         Dieng, Altosaar, Ranganath, Blei: Noise-based regularizers for recurrent neural networks,
         section 3 (why a bound is needed) and section 4 (0.1 added to the spread).

@@ -23,6 +23,10 @@ class Zoneout(Term):
     Raises:
         ValueError: a probability out of range, or both 0.
 
+    Example:
+        >>> Zoneout(hidden=0.05, cell=0.5)
+        Zoneout(hidden=0.05, cell=0.5)
+
     References:
         Krueger et al. (2017): Zoneout: regularizing RNNs by randomly preserving hidden activations.
     """
