@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,15 @@ def test_examples_in_docstrings_run(name):
     result = doctest.testmod(module, extraglobs={"torch": importlib.import_module("torch")})
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_every_public_class_and_function_has_an_example():
+    named = {name: getattr(noisin, name) for name in noisin.__all__}
+    bases = {noisin.Term, noisin.Law}
+    shown = {n: one for n, one in named.items() if inspect.isroutine(one) or inspect.isclass(one)}
+    shown = {name: one for name, one in shown.items() if one not in bases}
+    assert len(shown) >= 37
+    assert [name for name, one in shown.items() if ">>>" not in (one.__doc__ or "")] == []
 
 
 def test_a_first_call_does_not_import_the_compiler():

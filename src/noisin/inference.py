@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -14,8 +14,7 @@ from noisin.noisy import Noisy
 from noisin.shapes import Float
 
 
-@contextmanager
-def sampling(model: nn.Module) -> Iterator[nn.Module]:
+def sampling(model: nn.Module) -> AbstractContextManager[nn.Module]:
     """Keep the noise of every layer of ``model`` on in evaluation, torch's ``dropout=`` with it.
 
     Terms ``@ moments`` are drawn: averages over draws are what their propagation stands for.
@@ -29,19 +28,10 @@ def sampling(model: nn.Module) -> Iterator[nn.Module]:
         >>> bool((noisy == layer(x)[0]).all())
         False
     """
-    layers = [module for module in model.modules() if isinstance(module, Noisy)]
-    before = [layer.sampling for layer in layers]
-    try:
-        for layer in layers:
-            layer.sampling = True
-        yield model
-    finally:
-        for layer, value in zip(layers, before, strict=True):
-            layer.sampling = value
+    return _switched(model, "sampling")
 
 
-@contextmanager
-def plain(model: nn.Module) -> Iterator[nn.Module]:
+def plain(model: nn.Module) -> AbstractContextManager[nn.Module]:
     """Switch the noise of every layer of ``model`` off: the plain network of the same weights.
 
     In evaluation noise that is drawn is off anyway. What draws nothing stays, being what the
@@ -57,15 +47,21 @@ def plain(model: nn.Module) -> Iterator[nn.Module]:
         >>> bool((output == layer(x)[0]).all())
         False
     """
+    return _switched(model, "silent")
+
+
+@contextmanager
+def _switched(model: nn.Module, switch: str) -> Iterator[nn.Module]:
+    """Set a switch of every layer of ours, and put it back."""
     layers = [module for module in model.modules() if isinstance(module, Noisy)]
-    before = [layer.silent for layer in layers]
+    before = [getattr(layer, switch) for layer in layers]
     try:
         for layer in layers:
-            layer.silent = True
+            setattr(layer, switch, True)
         yield model
     finally:
         for layer, value in zip(layers, before, strict=True):
-            layer.silent = value
+            setattr(layer, switch, value)
 
 
 def fold(x: Tensor, samples: int, dim: int = 1) -> Tensor:
