@@ -1,12 +1,20 @@
-"""Tables on the site from records: ``{{ rows RECIPE: ROW ROW }}`` becomes a table of these rows."""
+"""What the site makes of its pages.
 
+``{{ rows RECIPE: ROW ROW }}`` becomes a table of these rows, from records; links of notebooks to
+pages become links to what is built of them.
+"""
+
+import posixpath
 import re
 from pathlib import Path
+
+from mkdocs.exceptions import PluginError
 
 from noisin.lab import markdown, records, spent
 
 RESULTS = Path(__file__).parents[1] / "results"
 MARK = re.compile(r"\{\{ rows ([\w-]+): ([^}]+?) \}\}")
+LINK = re.compile(r'href="(?!https?:)([^"#]+\.(?:md|ipynb))(#[^"]*)?"')
 
 
 def on_page_markdown(text, page, **_):
@@ -34,3 +42,18 @@ def table(recipe, rows, up):
             f"`noisin run {recipe}`; all of it is in [the results]({up}results.md).",
         ]
     )
+
+
+def on_page_content(html, page, files, **_):
+    """Lead a notebook's links to pages, which mkdocs does itself on a page of Markdown alone."""
+    if not page.file.src_uri.endswith(".ipynb"):
+        return html
+    folder = posixpath.dirname(page.file.src_uri)
+
+    def built(found):
+        file = files.get_file_from_path(posixpath.normpath(posixpath.join(folder, found[1])))
+        if file is None:
+            raise PluginError(f"{page.file.src_uri}: a link must lead to a page, got {found[1]}")
+        return f'href="{file.url_relative_to(page.file)}{found[2] or ""}"'
+
+    return LINK.sub(built, html)

@@ -1,6 +1,7 @@
 """The site says what is true: its code runs, its commands parse, its links lead somewhere."""
 
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -20,13 +21,25 @@ from trainers import lightning_warns
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 NAMES = [str(page.relative_to(ROOT / "docs")) for page in PAGES]
+NOTEBOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))  # their code: test_notebooks.py
+NOTEBOOK_NAMES = [str(path.relative_to(ROOT / "docs")) for path in NOTEBOOKS]
 
 
 def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.S | re.M)
 
 
+def prose(page):
+    """Return the text of a page, or that of a notebook between its code."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".md":
+        return text
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
+    return "\n".join("".join(cell["source"]) for cell in cells)
+
+
 def test_the_site_has_its_pages():
+    assert len(NOTEBOOKS) == 3
     assert len(PAGES) >= 25
     assert sum(len(blocks(page, "python")) for page in PAGES) >= 20
     assert sum(len(blocks(page, "bash")) for page in PAGES) >= 9
@@ -76,15 +89,15 @@ def test_recipes_are_read(page, tmp_path):
         assert recipe.load(str(path)).rows.keys() == tomllib.loads(block)["rows"].keys()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+@pytest.mark.parametrize("page", PAGES + NOTEBOOKS, ids=NAMES + NOTEBOOK_NAMES)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", prose(page)):
         assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
 def test_every_page_is_in_the_navigation():
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    assert set(re.findall(r"[\w/-]+\.md", text)) == set(NAMES)
+    assert set(re.findall(r"[\w/-]+\.(?:md|ipynb)\b", text)) == {*NAMES, *NOTEBOOK_NAMES}
 
 
 def test_the_site_is_built(tmp_path):
@@ -107,4 +120,10 @@ def test_the_site_is_built(tmp_path):
     page = (tmp_path / "site" / "methods" / "weight-noise" / "index.html").read_text()
     assert "RNN-MNS" in page  # from the records
     assert "{{" not in page
+    for name in NOTEBOOK_NAMES:
+        page = (tmp_path / "site" / name).with_suffix("").joinpath("index.html").read_text()
+        assert "data:image/png;base64," in page
+        links = re.findall(r'href="([^"#]*)', page)
+        assert len(links) > 30
+        assert not any(link.endswith((".md", ".ipynb")) for link in links)
     shutil.rmtree(tmp_path / "site")
