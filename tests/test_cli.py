@@ -282,6 +282,10 @@ def test_words_from_the_users_own_text(call, tmp_path):
     words = call("sample", runs[0], "--length", 12, "--prompt", "the cat", "--temperature", 0.5)
     assert words.exit_code == 0, words.output
     assert words.output.startswith("the cat")
+    assert (runs[0] / "sample-1.txt").read_text().startswith("the cat")
+    page = (runs[0] / "sample-1.html").read_text()
+    assert page.count("<i>") == 2  # the prompt
+    assert page.count('<span class="token" style="--p:0.') == 12 + 3  # and those of the legend
     bad = call("sample", runs[0], "--prompt", "the zebra")
     assert (bad.exit_code, "known words; got zebra" in bad.stderr) == (2, True)
 

@@ -56,6 +56,7 @@ from noisin.lab.terminal import (
     tell_intervals,
     tell_version,
 )
+from noisin.lab.words import text_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -175,15 +176,18 @@ def sample(
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Draw a piece as MIDI and WAV, or text, from a run; of series, forecasts of the test part."""
+    """Draw a piece as MIDI and WAV, or text, from a run; of series, forecasts of the test part.
+
+    Beside the text a page shows the probability that the model gave each word.
+    """
     run = evaluate.load(path, data_dir)
     stem = path / f"sample-{seed}" if out is None else out
     if not stem.name:
         raise LabError("--out must be the name of a file, got nothing")
     lengths = LENGTHS if length is None else dict.fromkeys(LENGTHS, length)
-    piece = draw_sample(run, "", stem, lengths, seed, temperature, prompt)
-    if piece.text:
-        console.print(piece.text, markup=False, soft_wrap=True)
+    piece = draw_sample(run, stem, lengths, seed, temperature, prompt)
+    if piece.tokens:
+        console.print(text_of(piece.tokens), markup=False, soft_wrap=True)
     made = sorted(p for p in stem.parent.iterdir() if p.name.startswith(f"{stem.name}."))
     say(", ".join(map(str, made)))
 

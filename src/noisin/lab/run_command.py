@@ -197,7 +197,7 @@ def _finish(
         best = min((r for r in rows[name] if r.status == "finished"), key=lambda r: r.best)
         run = evaluate.load(folder / f"{best.row}-{best.seed}-{best.hash}", data_dir)
         stem = folder / "samples" / name
-        pieces.append(draw_sample(run, f"{best.label}, seed {best.seed}", stem, LENGTHS, seed=1))
+        pieces.append(draw_sample(run, stem, LENGTHS, seed=1))
     report.write(done, folder / "report.html", pieces=pieces, baselines=bases)
     say(f"report: {folder / 'report.html'}")
     if pieces:
