@@ -60,8 +60,9 @@ def faults(seen, width):
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [DESK, PHONE], ids=["desk", "phone"])
 def test_report_is_whole_in_both_schemes_at_any_width(found, tmp_path, width, dark):
-    (roll,) = rolls([12])
-    music = Piece("music & more", drawing=panels.roll("music", roll), roll=roll)
+    roll, real = rolls([12, 20])
+    drawing = panels.rolls("music", {"sample": roll, "a real piece": real})
+    music = Piece("music & more", drawing=drawing, roll=roll)
     report.write(found, tmp_path / "r.html", pieces=[music, Piece("text", TOKENS)])
     seen = look((tmp_path / "r.html").read_text(encoding="utf-8"), tmp_path, width, dark)
     assert faults(seen, width) == {}

@@ -119,7 +119,7 @@ def test_diverged_runs_are_told_and_left_out(done, tmp_path):
 def test_page_holds_everything_and_every_number(done, tmp_path):
     found = records.read([done])
     heard = {"plain & simple": rolls([12])[0], "noisy": rolls([12], 1)[0]}
-    pieces = [Piece(name, drawing=panels.roll(name, own), roll=own) for name, own in heard.items()]
+    pieces = [Piece(n, drawing=panels.rolls(n, {"sample": r}), roll=r) for n, r in heard.items()]
     report.write(found, tmp_path / "r.html", pieces=pieces)
     page = (tmp_path / "r.html").read_text()
     assert re.findall(r'(?:src|href)="(?!data:)[^"#]*"', page) == []  # nothing outside the file

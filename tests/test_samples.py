@@ -1,13 +1,17 @@
-"""Samples of text: how tokens are drawn, their probabilities, and the page that shows them."""
+"""Samples: tokens with their probabilities and the page that shows them; rolls beside real ones."""
 
 import re
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
-from conftest import assert_close_to_float64
-from noisin.lab import pages, report
+import lab_cases
+from conftest import assert_bit_equal, assert_close_to_float64
+from noisin.lab import evaluate, pages, panels, report, samples, sound, train
+from noisin.lab.recipe import Row
 from noisin.lab.report import Piece
+from noisin.lab.train import Job
 from noisin.lab.words import Token, text_of
 from test_words import corpus as corpus  # a fixture
 from test_words import task
@@ -65,3 +69,31 @@ def test_words_stand_on_the_shade_of_their_probability(tmp_path):
     assert "<h1>A &lt;title&gt;</h1>" in page
     pages.write("text.html.jinja", tmp_path / "t.html", title="t", tokens=TOKENS[1:])
     assert "italics" not in (tmp_path / "t.html").read_text()
+
+
+def test_a_roll_stands_beside_the_first_real_piece_that_is_long_enough(tmp_path):
+    data = lab_cases.corpus()
+    row = Row(config=lab_cases.config(epochs=1), label="noisy", baseline="noisy")
+    job = Job("tiny", "A title", "noisy", row, 1, data.digest(), tmp_path / "runs")
+    train.run(job, data)
+    run = evaluate.load(job.path, corpus=data)
+    five, _, eleven = data.splits["valid"]
+    for steps, real in ((4, five[:4]), (8, eleven[:8]), (40, eleven)):
+        piece = samples.draw_sample(run, tmp_path / "s", {"music": steps}, seed=1)
+        assert piece.title == "noisy, seed 1"
+        shown = piece.drawing.draw.args[0]
+        assert list(shown) == ["sample", "a real piece, of validation"]
+        assert_bit_equal(
+            [*map(torch.tensor, shown.values())], [*map(torch.tensor, (piece.roll, real))]
+        )
+
+
+def test_rolls_are_drawn_on_one_scale():
+    shown = dict(zip(("sample", "real"), lab_cases.rolls([7, 20]), strict=True))
+    left, right = Figure().subplots(1, 2)
+    panels.draw_rolls(shown, left, right)
+    assert left.get_xlim() == right.get_xlim() == (0, 20)
+    assert left.get_ylim() == right.get_ylim()
+    for axes, (name, roll) in zip((left, right), shown.items(), strict=True):
+        assert axes.get_title() == name
+        assert len(axes.patches) == len(sound.notes_of(roll)) > 0

@@ -38,13 +38,13 @@ from noisin.lab.terminal import (
     Only,
     RecipeName,
     console,
-    errors,
     of_row,
     outline,
     print_json,
     print_table,
     refusing,
     say,
+    tell_skipped,
 )
 from noisin.lab.train import Job
 
@@ -165,8 +165,7 @@ def _corpora(chosen: Recipe, data_dir: Path | None) -> dict[CorpusKey, Corpus]:
         key = corpus_key(row.config)
         if key not in found:
             found[key] = tasks.load(row.config, data_dir, say)
-            for skipped in found[key].skipped:
-                errors.print(f"skipped {skipped}", style="yellow", markup=False, soft_wrap=True)
+            tell_skipped(found[key])
     return found
 
 

@@ -12,7 +12,9 @@ import torch
 from noisin.lab import LabError, evaluate, pages, panels, sound
 from noisin.lab.files import write_aside
 from noisin.lab.forecasts import LEVELS, interval
+from noisin.lab.music import MusicTask
 from noisin.lab.report import Piece
+from noisin.lab.rolls import Roll
 from noisin.lab.series import Forecast
 from noisin.lab.words import text_of
 
@@ -59,7 +61,15 @@ def draw_sample(
     sound.write_midi(roll, stem.with_name(stem.name + ".mid"))
     with write_aside(stem.with_name(stem.name + ".wav")) as file:
         file.write(sound.wav(roll))
-    return Piece(title, drawing=panels.roll(title, roll), roll=roll)
+    beside = {"sample": roll, "a real piece, of validation": _real(run, len(roll))}
+    return Piece(title, drawing=panels.rolls(title, beside), roll=roll)
+
+
+def _real(run: evaluate.Run, steps: int) -> Roll:
+    """Return the beginning of a validation piece, the first that is long enough, or the longest."""
+    assert isinstance(run.task, MusicTask)
+    pieces = run.task.corpus.splits["valid"]
+    return max(pieces, key=lambda piece: min(len(piece), steps))[:steps]
 
 
 def _draw_forecasts(run: evaluate.Run, title: str, stem: Path, steps: int, seed: int) -> Piece:
