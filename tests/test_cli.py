@@ -53,7 +53,9 @@ def test_main_job_then_everything_on_its_runs(call, tmp_path, music):
     assert sorted((r.row, r.seed) for r in found) == [
         (row, seed) for row in ("noisin", "plain", "variational") for seed in (1, 2)
     ]
-    assert (folder / "report.html").stat().st_size > 100_000
+    page = (folder / "report.html").read_text()
+    assert len(page) > 100_000
+    assert page.count("a real piece, of validation</text>") == 2
     samples = sorted(p.name for p in (folder / "samples").iterdir())
     assert len(samples) == 4
     assert "plain.mid" in samples
@@ -282,6 +284,10 @@ def test_words_from_the_users_own_text(call, tmp_path):
     words = call("sample", runs[0], "--length", 12, "--prompt", "the cat", "--temperature", 0.5)
     assert words.exit_code == 0, words.output
     assert words.output.startswith("the cat")
+    assert (runs[0] / "sample-1.txt").read_text().startswith("the cat")
+    page = (runs[0] / "sample-1.html").read_text()
+    assert page.count("<i>") == 2  # the prompt
+    assert page.count('<span class="token" style="--p:0.') == 12 + 3  # and those of the legend
     bad = call("sample", runs[0], "--prompt", "the zebra")
     assert (bad.exit_code, "known words; got zebra" in bad.stderr) == (2, True)
 

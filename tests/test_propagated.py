@@ -7,8 +7,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import noisin
 from cases import ALL_KINDS, make, seeded
 from conftest import Z, assert_bit_equal
-from noisin import GRU, LSTM, RNN, Linear, Moments, Propagation, explain, plain, sampling, strip
-from noisin.propagation import linear, noisy
+from noisin import GRU, LSTM, RNN, Propagation, explain, plain, sampling
 
 T, B, F, H = 4, 3, 3, 5
 F64 = torch.float64
@@ -294,62 +293,10 @@ def test_wang_and_manning_leave_out_the_variance_of_the_input():
         Propagation(form="none")
 
 
-def test_linear_takes_and_gives_moments():
-    layer, x = (
-        Linear(F, 2, dtype=F64),
-        Moments(seeded(T, B, F, dtype=F64), seeded(T, B, F, dtype=F64).square()),
-    )
-    torch.testing.assert_close(tensors(layer(x)), tensors(linear(x, layer.weight, layer.bias)))
-    assert_bit_equal(layer(x.mean), torch.nn.functional.linear(x.mean, layer.weight, layer.bias))
-    layer.noise = "input * Bernoulli(keep=0.8) @ moments & weight + Gaussian(0.1) @ moments"
-    spread = torch.full_like(layer.weight, 0.01)
-    expected = linear(noisy(x, "*", 0.25), layer.weight, layer.bias, spread)
-    for mode in (True, False):
-        torch.testing.assert_close(tensors(layer.train(mode)(x)), tensors(expected))
-    alone = layer(x.mean, return_moments=True)
-    assert (alone.variance > 0).all()
-    assert_bit_equal(layer(x.mean), alone.mean)
-    with sampling(layer):
-        assert not torch.equal(layer(x.mean), layer(x.mean))
-    with plain(layer):
-        torch.testing.assert_close(layer(x.mean), layer(x).mean)
-
-
-@pytest.mark.parametrize(
-    "noise",
-    ["weight * Gaussian(0.5)", "input * Gaussian(0.5)", "weight + Gaussian(0.5) @ sequence"],
-)
-def test_a_linear_of_moments_under_noise_that_is_drawn(noise):
-    layer, x = (
-        Linear(F, 2, dtype=F64, noise=noise),
-        Moments(seeded(T, B, F, dtype=F64), torch.zeros(T, B, F, dtype=F64)),
-    )
-    draws = layer.draw(x)
-    found = layer(x, draws=draws)
-    torch.testing.assert_close(found.mean, layer(x.mean, draws=draws))
-    assert (found.variance == 0).all()
-    assert (layer(x._replace(variance=x.variance + 1), draws=draws).variance > 0).all()
-
-
 def test_what_runs_is_explained():
     rows = explain(LSTM(F, H, 3, noise="hidden[1] * Gaussian(0.5) @ moments"))
     assert [row.path for row in rows] == ["torch", "moments", "moments"]
     assert [row.estimate for row in rows] == ["", "moments", ""]
-
-
-def test_refusals():
-    layer, x = case("GRU", "recurrent * Gaussian(0.5) @ moments")
-    for path in ("reference", "torch", "cpu"):
-        with pytest.raises(ValueError, match="moments"):
-            layer(x, path=path)
-    with pytest.raises(ValueError, match="set noise = None first"):
-        strip(layer)
-    layer.noise = None
-    assert isinstance(strip(layer), torch.nn.GRU)
-    with pytest.raises(ValueError, match="rows of an Embedding"):
-        noisin.Embedding(3, 4, noise="row * Gaussian(0.5) @ moments")
-    with pytest.raises(ValueError, match="cannot look into its cell"):
-        noisin.Recurrence(torch.nn.GRUCell(3, 4), 3, 4, noise="hidden * Gaussian(0.5) @ moments")
 
 
 def test_bfloat16():
@@ -388,55 +335,3 @@ def test_torchs_dropout_alone_counts_as_noise(more):
     assert not torch.equal(first, second)
     layer.eval()
     torch.testing.assert_close(tensors(layer(x, **more))[0], layer(x)[0])
-
-
-def test_several_terms_held_in_the_weights_of_a_linear():
-    noise = "weight + Gaussian(0.1) @ sequence & weight + Gaussian(0.2) @ sequence"
-    layer, x = Linear(F, 2, noise=noise), torch.randn(T, B, F)
-    draws = layer.draw(x)
-    found = layer(x, draws=draws, return_moments=True)
-    torch.testing.assert_close(found.mean, layer(x, draws=draws))
-
-
-def test_what_is_not_finite_is_named():
-    layer = LSTM(F, H, noise="hidden * Gaussian(0.5) @ moments")
-    x, state = torch.zeros(T, B, F), torch.zeros(1, B, H)
-    wrong = torch.full_like(state, torch.nan)
-    layer(Moments(x, x), check=True)
-    with pytest.raises(ValueError, match="variance of input must be finite"):
-        layer(Moments(x, x / 0), check=True)
-    with pytest.raises(ValueError, match="variance of c must be finite"):
-        layer(x, (state, Moments(state, wrong)), check=True)
-    gru = GRU(F, H, noise="hidden * Gaussian(0.5) @ moments")
-    with pytest.raises(ValueError, match="mean of hx must be finite"):
-        gru(x, Moments(wrong, state), check=True)
-
-
-def test_moments_that_are_not_alike_are_refused():
-    layer, x = GRU(F, H, noise="hidden * Gaussian(0.5) @ moments"), torch.zeros(T, B, F)
-    for variance in (x[:, :1], x.double(), 0.0):
-        for taker in (layer, Linear(F, 2)):
-            with pytest.raises(ValueError, match=r"alike|two tensors"):
-                taker(Moments(x, variance))
-    state = torch.zeros(1, B, H)
-    with pytest.raises(ValueError, match="alike"):
-        layer(x, Moments(state, state.double()))
-    packed = [
-        pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
-        for lengths in ([3, 4, 1], [4, 3, 1])
-    ]
-    with pytest.raises(ValueError, match="packed alike"):
-        layer(Moments(*packed))
-    layer(Moments(packed[0], packed[0]))
-
-
-def test_preactivation_does_not_take_moments():
-    x = Moments(torch.zeros(T, B, F), torch.ones(T, B, F))
-    for noise in (
-        "weight_hh + Gaussian(0.1) @ preactivation",
-        "input * Gaussian(0.1) @ preactivation",
-    ):
-        with pytest.raises(ValueError, match="got noise @ preactivation"):
-            LSTM(F, H, noise=noise)(x)
-    with pytest.raises(ValueError, match="got noise @ preactivation"):
-        Linear(F, 2, noise="weight + Gaussian(0.1) @ preactivation")(x)

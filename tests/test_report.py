@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 from lab_cases import config, corpus, rolls
-from noisin.lab import LabError, records, report, train
+from noisin.lab import LabError, panels, records, report, train
 from noisin.lab.recipe import Published, Row
 from noisin.lab.report import Estimate, Piece
 from noisin.lab.train import Job
@@ -118,7 +118,8 @@ def test_diverged_runs_are_told_and_left_out(done, tmp_path):
 
 def test_page_holds_everything_and_every_number(done, tmp_path):
     found = records.read([done])
-    pieces = [Piece("plain & simple", rolls([12])[0]), Piece("noisy", rolls([12], 1)[0])]
+    heard = {"plain & simple": rolls([12])[0], "noisy": rolls([12], 1)[0]}
+    pieces = [Piece(n, drawing=panels.rolls(n, {"sample": r}), roll=r) for n, r in heard.items()]
     report.write(found, tmp_path / "r.html", pieces=pieces)
     page = (tmp_path / "r.html").read_text()
     assert re.findall(r'(?:src|href)="(?!data:)[^"#]*"', page) == []  # nothing outside the file

@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 
 from lab_cases import benchmark_folder, midi_folder, rolls
-from noisin.lab import LabError, baselines, best, markdown, recipe, records, report, spent, train
+from noisin.lab import (
+    LabError,
+    baselines,
+    best,
+    markdown,
+    recipe,
+    records,
+    report,
+    spent,
+    tasks,
+    train,
+)
 from noisin.lab.rolls import KEYS, Corpus
 from noisin.lab.sweep import Worker
 from test_cli import call as call  # a fixture
@@ -22,7 +33,7 @@ PUBLISHED = {"piano-midi": (11.05, 8.26), "nottingham": (10.25, None), "muse-dat
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_baselines_of_the_benchmarks(name):
-    found = baselines.of(name, benchmark_folder())
+    found = baselines.of(tasks.load(baselines.settings(name), benchmark_folder()))
     for one, expected in zip(found, PUBLISHED[name], strict=True):
         assert expected is None or one.scores["test"] == pytest.approx(expected, abs=0.015)
 
@@ -140,6 +151,20 @@ def test_baselines_by_the_command(call, tmp_path):
     result = call("data", "baselines", "bach", "--data-dir", tmp_path, "--out", "x.json")
     assert result.exit_code == 2
     assert "must end in .baselines.json" in result.output
+    folder = midi_folder(tmp_path / "own")
+    (folder / "bad.mid").write_bytes(b"junk")
+    told = call("data", "baselines", folder, "--out", "own.baselines.json")
+    assert told.exit_code == 0, told.output
+    assert "skipped bad.mid" in told.stderr
+    (found,) = baselines.read([tmp_path]).values()
+    assert [one.label for one in found] == list(baselines.METHODS)
+    for words, rule in (
+        ([folder, "--set", "horizon=2"], "--set is for series, .*own is music; got horizon=2"),
+        (["ptb"], "baselines are of music, bach, .* or of series, lorenz, .*; got 'ptb'"),
+    ):
+        bad = call("data", "baselines", *words)
+        assert bad.exit_code == 2
+        assert re.search(rule, " ".join(bad.stderr.split())), bad.stderr
 
 
 def test_the_page_of_results_is_made_from_the_records(tmp_path, call):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from lab_cases import walk
+from lab_cases import table, walk
 from noisin.lab import config, data, dynamics, recipe, records
 from test_cli import call as call  # a fixture
 from test_cli import sets
@@ -142,6 +142,40 @@ def test_bad_input_ends_with_2_and_writes_nothing(call, tmp_path, words, rule):
     message = " ".join(result.stderr.split())
     assert re.search(rule, message), message
     assert [p.name for p in tmp_path.iterdir()] == ["own.csv"]
+
+
+def test_baselines_are_those_of_a_run_of_the_same_settings(call, tmp_path):
+    days = range(90)
+    columns = {"shop": [day // 30 for day in days], "day": days, "note": ["-" for _ in days]}
+    own = table(tmp_path / "own.csv", columns | {"sold": [day**2 % 7 for day in days]})
+    of_series = ["columns=day,sold", "targets=sold", "head=poisson", "group=shop", "horizon=2"]
+    told = call("data", "baselines", own, *sets(*of_series), "--out", "x.baselines.json")
+    assert told.exit_code == 0, told.output
+    assert "skipped column 'note'" in told.stderr
+    assert "own.csv, the last value, 2 steps before: train " in told.output
+    run = call("run", "--only", "plain", *sets(f"data={own}", *TINY, *of_series, "seeds=[1]"))
+    assert run.exit_code == 0, run.output
+    (left,) = (tmp_path / "runs").rglob("*.baselines.json")
+    assert (tmp_path / "x.baselines.json").read_text() == left.read_text()
+    again = call("data", "baselines", own, *sets("columns=sold"))
+    assert ", the last value, 4 steps before: " in again.output  # as the recipe says
+
+
+NO_BASELINE = [
+    (sets("lr=3"), "--set takes columns, targets, .* of series here; got 'lr=3'"),
+    (sets("horizon=0"), "horizon: .*greater than or equal to 1, got 0"),
+    (sets("columns=z"), "columns must be among x, y; got 'z'"),
+    (sets("head=poisson"), "head poisson needs counts"),
+    (sets("horizon=53"), "own.csv: training must leave a baseline a spread; got none"),
+]
+
+
+@pytest.mark.parametrize(("words", "rule"), NO_BASELINE, ids=[w[1] for w, _ in NO_BASELINE])
+def test_what_has_no_baseline_is_refused(call, tmp_path, words, rule):
+    own = walk(tmp_path / "own.csv")
+    told = call("data", "baselines", own, *words)
+    assert told.exit_code == 2, told.output
+    assert re.search(rule, " ".join(told.stderr.split())), told.stderr
 
 
 def test_intervals_are_of_series_and_levels_within_0_and_1(call, tmp_path):

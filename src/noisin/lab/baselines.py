@@ -9,7 +9,7 @@ counts the last value is half a count more.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy import stats
 
-from noisin.lab import LabError, rolls
+from noisin.lab import LabError, observations, recipe, rolls
+from noisin.lab.config import DECIDING, MusicConfig, SeriesConfig
 from noisin.lab.files import write_aside
 from noisin.lab.observations import Observations
 from noisin.lab.rolls import KEYS, Corpus, Roll
 from noisin.lab.store import SPLITS
+from noisin.lab.task import Corpus as AnyCorpus
 
 ENDING = ".baselines.json"
 Bits = NDArray[np.float64]
@@ -145,12 +147,51 @@ def write(found: Iterable[Baseline], path: Path) -> None:
         file.write("".join(one.model_dump_json() + "\n" for one in found).encode())
 
 
-def of(name: str, data_dir: Path | None = None) -> list[Baseline]:
-    """Return the baselines of a corpus of music."""
-    corpus = rolls.load(name, data_dir)
+def settings(name: str, changes: Sequence[str] = ()) -> MusicConfig | SeriesConfig:
+    """Return the settings of a corpus that has baselines; of series those of their recipe.
+
+    Args:
+        name: of the corpus, a folder of MIDI files, or a CSV or Parquet file.
+        changes: ``key=value`` of series: which columns are forecast, how far ahead, by which laws,
+            on which rows.
+
+    Raises:
+        LabError: no such corpus, or settings that do not decide one.
+    """
+    if name in observations.NAMES or Path(name).is_file():
+        valid = DECIDING["series"]
+        for change in changes:
+            if change.partition("=")[0] not in valid:
+                raise LabError(f"--set takes {', '.join(valid)} of series here; got {change!r}")
+        rows = recipe.load("series", [f"data={name}", *changes]).rows
+        config = next(iter(rows.values())).config
+        assert isinstance(config, SeriesConfig)
+        return config
+    if name not in rolls.NAMES and not Path(name).is_dir():
+        raise LabError(
+            f"baselines are of music, {', '.join(rolls.NAMES)} or a folder of MIDI files, or of "
+            f"series, {', '.join(observations.NAMES)} or a CSV or Parquet file; got {name!r}"
+        )
+    if changes:
+        raise LabError(f"--set is for series, {name} is music; got {', '.join(changes)}")
+    return MusicConfig(data=name)
+
+
+def of(corpus: AnyCorpus) -> list[Baseline]:
+    """Return the baselines of a corpus of music or of series.
+
+    Raises:
+        LabError: series of which no baseline has a spread.
+    """
+    if isinstance(corpus, Observations):
+        found = of_series(corpus)
+        if not found:
+            raise LabError(f"{corpus.name}: training must leave a baseline a spread; got none")
+        return found
+    assert isinstance(corpus, Corpus)
     digest = corpus.digest()
     return [
-        Baseline(data=name, corpus=digest, label=label, scores=score(corpus))
+        Baseline(data=corpus.name, corpus=digest, label=label, scores=score(corpus))
         for label, score in METHODS.items()
     ]
 

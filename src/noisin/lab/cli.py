@@ -28,7 +28,7 @@ from noisin.lab import (
     tasks,
     together,
 )
-from noisin.lab.config import MusicConfig, propagates
+from noisin.lab.config import DECIDING, MusicConfig, propagates
 from noisin.lab.files import write_aside
 from noisin.lab.forecasts import LEVELS
 from noisin.lab.run_command import run
@@ -54,8 +54,10 @@ from noisin.lab.terminal import (
     say,
     shown,
     tell_intervals,
+    tell_skipped,
     tell_version,
 )
+from noisin.lab.words import text_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -175,15 +177,18 @@ def sample(
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Draw a piece as MIDI and WAV, or text, from a run; of series, forecasts of the test part."""
+    """Draw a piece as MIDI and WAV, or text, from a run; of series, forecasts of the test part.
+
+    Beside the text a page shows the probability that the model gave each word.
+    """
     run = evaluate.load(path, data_dir)
     stem = path / f"sample-{seed}" if out is None else out
     if not stem.name:
         raise LabError("--out must be the name of a file, got nothing")
     lengths = LENGTHS if length is None else dict.fromkeys(LENGTHS, length)
-    piece = draw_sample(run, "", stem, lengths, seed, temperature, prompt)
-    if piece.text:
-        console.print(piece.text, markup=False, soft_wrap=True)
+    piece = draw_sample(run, stem, lengths, seed, temperature, prompt)
+    if piece.tokens:
+        console.print(text_of(piece.tokens), markup=False, soft_wrap=True)
     made = sorted(p for p in stem.parent.iterdir() if p.name.startswith(f"{stem.name}."))
     say(", ".join(map(str, made)))
 
@@ -302,19 +307,39 @@ def data_verify(
         say(f"{name}: {data.verify(name, data_dir, say)}")
 
 
-@data_app.command(name="baselines")
+@data_app.command(
+    name="baselines",
+    epilog=examples(
+        "noisin data baselines jsb-chorales",
+        "noisin data baselines sales.csv --set targets=sold --set head=poisson --set horizon=7",
+    ),
+)
 @refusing
 def data_baselines(
-    names: Annotated[list[str], typer.Argument(help="Corpora of music.")],
+    names: Annotated[
+        list[str], typer.Argument(help="Corpora of music or series, or files of the latter.")
+    ],
+    changes: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help=f"What decides a corpus of series: {', '.join(DECIDING['series'])}.",
+        ),
+    ] = [],
     data_dir: DataDir = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write; it must end in .baselines.json.")
     ] = None,
 ) -> None:
-    """Score music without a network, in nats a step."""
+    """Score music or series without a network, in nats a step; series as their recipe says."""
     if out is not None and not out.name.endswith(baselines.ENDING):
         raise LabError(f"--out must end in {baselines.ENDING}, got {out}")
-    found = [one for name in names for one in baselines.of(name, data_dir)]
+    found = []
+    for config in [baselines.settings(name, changes) for name in names]:
+        corpus = tasks.load(config, data_dir, say)
+        tell_skipped(corpus)
+        found += baselines.of(corpus)
     for one in found:
         scores = ", ".join(f"{split} {score:.3f}" for split, score in one.scores.items())
         say(f"{one.data}, {one.label}: {scores}")

@@ -18,7 +18,7 @@ from noisin.lab.records import Record
 from noisin.lab.rolls import Roll
 from noisin.lab.series import Forecast, SeriesTask
 from noisin.lab.task import Corpus, Scores, Task
-from noisin.lab.words import WordTask
+from noisin.lab.words import Token, WordTask
 
 
 @dataclass(frozen=True)
@@ -202,8 +202,8 @@ def sample_roll(run: Run, steps: int, seed: int, temperature: float = 1.0) -> Ro
 
 def sample_text(
     run: Run, count: int, seed: int, temperature: float = 1.0, prompt: Sequence[str] = ()
-) -> str:
-    """Draw text from the plain network of a run of words, a line for each ``<eos>``.
+) -> list[Token]:
+    """Draw text from the plain network of a run of words.
 
     Args:
         run: the run.
@@ -212,13 +212,15 @@ def sample_text(
         temperature: below 1 likely words come more often.
         prompt: words to start from.
 
+    Returns:
+        The prompt, and what was drawn with the probability of each token.
+
     Raises:
         LabError: a word of the prompt is unknown.
     """
     assert isinstance(run.task, WordTask)
     generator = torch.Generator().manual_seed(seed)
     try:
-        drawn = run.task.generate(count, generator, temperature, prompt)
+        return run.task.generate(count, generator, temperature, prompt)
     except ValueError as error:
         raise LabError(str(error)) from None
-    return " ".join((*prompt, *drawn)).replace("<eos> ", "\n").replace("<eos>", "\n")

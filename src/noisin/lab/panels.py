@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from noisin.lab import sound, tasks
 from noisin.lab.files import write_aside
 from noisin.lab.forecasts import LEVELS, interval
 from noisin.lab.records import Record
-from noisin.lab.rolls import Roll
+from noisin.lab.rolls import LOWEST, Roll
 from noisin.lab.series import Forecast
 from noisin.lab.spent import Spent
 from noisin.laws import Learned
@@ -116,9 +116,9 @@ def of(rows: Rows, spent: Sequence[Spent] = ()) -> Iterator[Drawing]:
     yield Drawing("radius", title, partial(draw_radius, rows))
 
 
-def roll(title: str, piece: Roll) -> Drawing:
-    """Return a piano roll."""
-    return Drawing("roll", title, partial(draw_roll, piece), height=2.6)
+def rolls(title: str, pieces: Mapping[str, Roll]) -> Drawing:
+    """Return piano rolls by their names, side by side on one scale."""
+    return Drawing("rolls", title, partial(draw_rolls, pieces), len(pieces), height=2.8)
 
 
 def forecast(title: str, one: Forecast, names: Sequence[str], steps: int) -> Drawing:
@@ -321,15 +321,17 @@ def _candidate_radius(gates: Sequence[float]) -> float:
     return gates[2] if len(gates) > 1 else gates[0]
 
 
-def draw_roll(roll: Roll, axes: Axes) -> None:
-    """Draw a piano roll: time to the right, pitch upwards."""
-    notes = sound.notes_of(roll)
-    for key, start, end in notes:
-        axes.barh(key + 21, end - start - 0.08, left=start, height=0.8, color=COLORS[1])
-    pitches = [key + 21 for key, _, _ in notes] or [60]
-    axes.set(xlim=(0, len(roll)), ylim=(min(pitches) - 2, max(pitches) + 2))
-    axes.set(xlabel="quarter note", ylabel="MIDI pitch")
-    axes.grid(alpha=0.3)
+def draw_rolls(pieces: Mapping[str, Roll], *panels: Axes) -> None:
+    """Draw piano rolls on one scale: time to the right, pitch upwards."""
+    notes = [sound.notes_of(piece) for piece in pieces.values()]
+    pitches = [key + LOWEST for own in notes for key, _, _ in own] or [60]
+    for axes, name, own in zip(panels, pieces, notes, strict=True):
+        for key, start, end in own:
+            axes.barh(key + LOWEST, end - start - 0.08, left=start, height=0.8, color=COLORS[1])
+        axes.set(xlim=(0, max(map(len, pieces.values()))), title=name, xlabel="quarter note")
+        axes.set_ylim(min(pitches) - 2, max(pitches) + 2)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("MIDI pitch")
 
 
 def _colors(rows: Rows) -> list[str]:

@@ -8,16 +8,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import jinja2
-
-from noisin.lab import panels, sound, tasks
+from noisin.lab import pages, panels, sound, tasks
 from noisin.lab.baselines import Baseline
 from noisin.lab.config import Config
-from noisin.lab.files import write_aside
 from noisin.lab.records import Record
 from noisin.lab.rolls import Roll
 from noisin.lab.spent import Spent
+from noisin.lab.words import Token
 
 
 @dataclass(frozen=True)
@@ -85,12 +84,19 @@ class Line:
 
 @dataclass(frozen=True)
 class Piece:
-    """A sample: a piece to look at and to hear, text to read, or forecasts to look at."""
+    """A sample.
+
+    Args:
+        title: of what it is one.
+        tokens: text to read.
+        drawing: to look at.
+        roll: to hear.
+    """
 
     title: str
-    roll: Roll | None = None
-    text: str = ""
+    tokens: Sequence[Token] = ()
     drawing: panels.Drawing | None = None
+    roll: Roll | None = None
 
 
 def by_row(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -236,18 +242,8 @@ def write(
                 "baselines": baselines.get(runs[0].corpus, []),
             }
         )
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("noisin.lab", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    page = environment.get_template("report.html.jinja").render(
-        sections=tables, pieces=[_shown(piece) for piece in pieces]
-    )
-    with write_aside(path) as file:
-        file.write(page.encode())
+    samples = [_shown(piece) for piece in pieces]
+    pages.write("report.html.jinja", path, sections=tables, pieces=samples)
 
 
 def _environment(run: Record) -> str:
@@ -256,15 +252,11 @@ def _environment(run: Record) -> str:
     return f"noisin {at.noisin}{commit}, torch {at.torch}, Python {at.python}, {at.machine}"
 
 
-def _shown(piece: Piece) -> dict[str, str]:
+def _shown(piece: Piece) -> dict[str, Any]:
     """Return what the page needs of a sample."""
-    if piece.drawing is not None:
-        return {"title": piece.drawing.title, "text": "", "figure": piece.drawing.svg(), "wav": ""}
-    if piece.roll is None:
-        return {"title": piece.title, "text": piece.text}
     return {
         "title": piece.title,
-        "text": "",
-        "figure": panels.roll(piece.title, piece.roll).svg(),
-        "wav": base64.b64encode(sound.wav(piece.roll)).decode(),
+        "tokens": piece.tokens,
+        "figure": piece.drawing.svg() if piece.drawing is not None else "",
+        "wav": base64.b64encode(sound.wav(piece.roll)).decode() if piece.roll is not None else "",
     }

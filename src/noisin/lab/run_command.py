@@ -38,13 +38,13 @@ from noisin.lab.terminal import (
     Only,
     RecipeName,
     console,
-    errors,
     of_row,
     outline,
     print_json,
     print_table,
     refusing,
     say,
+    tell_skipped,
 )
 from noisin.lab.train import Job
 
@@ -165,8 +165,7 @@ def _corpora(chosen: Recipe, data_dir: Path | None) -> dict[CorpusKey, Corpus]:
         key = corpus_key(row.config)
         if key not in found:
             found[key] = tasks.load(row.config, data_dir, say)
-            for skipped in found[key].skipped:
-                errors.print(f"skipped {skipped}", style="yellow", markup=False, soft_wrap=True)
+            tell_skipped(found[key])
     return found
 
 
@@ -197,7 +196,7 @@ def _finish(
         best = min((r for r in rows[name] if r.status == "finished"), key=lambda r: r.best)
         run = evaluate.load(folder / f"{best.row}-{best.seed}-{best.hash}", data_dir)
         stem = folder / "samples" / name
-        pieces.append(draw_sample(run, f"{best.label}, seed {best.seed}", stem, LENGTHS, seed=1))
+        pieces.append(draw_sample(run, stem, LENGTHS, seed=1))
     report.write(done, folder / "report.html", pieces=pieces, baselines=bases)
     say(f"report: {folder / 'report.html'}")
     if pieces:

@@ -9,29 +9,30 @@ from pathlib import Path
 
 import torch
 
-from noisin.lab import LabError, evaluate, panels, sound
+from noisin.lab import LabError, evaluate, pages, panels, sound
 from noisin.lab.files import write_aside
 from noisin.lab.forecasts import LEVELS, interval
+from noisin.lab.music import MusicTask
 from noisin.lab.report import Piece
+from noisin.lab.rolls import Roll
 from noisin.lab.series import Forecast
+from noisin.lab.words import text_of
 
 LENGTHS = {"music": 48, "words": 150, "series": 200}  # quarter notes, tokens, steps shown
 
 
 def draw_sample(
     run: evaluate.Run,
-    title: str,
     stem: Path,
     lengths: dict[str, int],
     seed: int,
     temperature: float = 1.0,
     prompt: str = "",
 ) -> Piece:
-    """Draw a sample, write it as MIDI and WAV, as text, or as PNG and CSV, and return it.
+    """Draw a sample, write it as MIDI and WAV, as text and page, or as PNG and CSV, and return it.
 
     Args:
         run: the run.
-        title: of the sample.
         stem: its files, without ending.
         lengths: quarter notes, tokens, or steps in the figure of forecasts, by task.
         seed: of the draws.
@@ -41,6 +42,7 @@ def draw_sample(
     Raises:
         LabError: a prompt of what is no text, or another temperature than 1 of series.
     """
+    title = f"{run.record.label}, seed {run.record.seed}"
     if prompt and run.record.config.task != "words":
         raise LabError(f"--prompt is for words; this run is of {run.record.config.task}")
     if run.record.config.task == "series":
@@ -49,15 +51,25 @@ def draw_sample(
         return _draw_forecasts(run, title, stem, lengths["series"], seed)
     if run.record.config.task == "words":
         words = prompt.split()
-        text = evaluate.sample_text(run, lengths["words"], seed, temperature, words)
+        tokens = evaluate.sample_text(run, lengths["words"], seed, temperature, words)
         with write_aside(stem.with_name(stem.name + ".txt")) as file:
-            file.write(text.encode() + b"\n")
-        return Piece(title, text=text)
+            file.write(text_of(tokens).encode() + b"\n")
+        page = stem.with_name(stem.name + ".html")
+        pages.write("text.html.jinja", page, title=title, tokens=tokens)
+        return Piece(title, tokens)
     roll = evaluate.sample_roll(run, lengths["music"], seed, temperature)
     sound.write_midi(roll, stem.with_name(stem.name + ".mid"))
     with write_aside(stem.with_name(stem.name + ".wav")) as file:
         file.write(sound.wav(roll))
-    return Piece(title, roll)
+    beside = {"sample": roll, "a real piece, of validation": _real(run, len(roll))}
+    return Piece(title, drawing=panels.rolls(title, beside), roll=roll)
+
+
+def _real(run: evaluate.Run, steps: int) -> Roll:
+    """Return the beginning of a validation piece, the first that is long enough, or the longest."""
+    assert isinstance(run.task, MusicTask)
+    pieces = run.task.corpus.splits["valid"]
+    return max(pieces, key=lambda piece: min(len(piece), steps))[:steps]
 
 
 def _draw_forecasts(run: evaluate.Run, title: str, stem: Path, steps: int, seed: int) -> Piece:
@@ -73,7 +85,8 @@ def _draw_forecasts(run: evaluate.Run, title: str, stem: Path, steps: int, seed:
         for row in _rows(found, names):
             file.write(row.encode())
     how = f"average of {draws} draws" if draws else "noise off"
-    drawing = panels.forecast(f"{title}; {how}" if title else how, found[0], names, steps)
+    title = f"{title}; {how}"
+    drawing = panels.forecast(title, found[0], names, steps)
     drawing.save(stem.with_name(stem.name + ".png"))
     return Piece(title, drawing=drawing)
 

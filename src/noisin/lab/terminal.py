@@ -125,6 +125,12 @@ def say(text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
+def tell_skipped(corpus: Corpus) -> None:
+    """Say which files or columns of a corpus could not be used, and why."""
+    for skipped in corpus.skipped:
+        errors.print(f"skipped {skipped}", style="yellow", markup=False, soft_wrap=True)
+
+
 def print_table(rows: dict[str, list[Record]]) -> None:
     """Print the table of some rows, and what they are."""
     lines = report.summary(rows)

@@ -39,6 +39,30 @@ TRAIN_STREAMS = 100  # that the training text is cut into to be scored
 AT_ONCE = 400  # tokens scored in one pass, to bound the memory of their logits
 
 
+class Token(NamedTuple):
+    """A token of a sample.
+
+    Args:
+        word: as it stands in the vocabulary.
+        probability: p(x_t | x_1 … x_{t-1}) of the model, within [0, 1], whatever the temperature
+            that it was drawn at; None of what was given.
+    """
+
+    word: str
+    probability: float | None = None
+
+    @property
+    def ends_line(self) -> bool:
+        """Whether it is the end of a line."""
+        return self.word == EOS
+
+
+def text_of(tokens: Sequence[Token]) -> str:
+    """Return the text of a sample, a line for each ``<eos>``."""
+    text = " ".join(token.word for token in tokens)
+    return text.replace(f"{EOS} ", "\n").replace(EOS, "\n")
+
+
 class Window(NamedTuple):
     """A stretch of parallel streams: tokens t - 1 and tokens t, [T, B]."""
 
@@ -315,7 +339,7 @@ class WordTask:
         generator: torch.Generator,
         temperature: float = 1.0,
         prompt: Sequence[str] = (),
-    ) -> list[str]:
+    ) -> list[Token]:
         """Draw tokens from the plain network, each given the ones before.
 
         Args:
@@ -323,6 +347,9 @@ class WordTask:
             generator: source of randomness.
             temperature: divides the logits; below 1 likely words come more often.
             prompt: words to start from; unknown ones are refused.
+
+        Returns:
+            The prompt, and what was drawn with its probabilities.
 
         Raises:
             ValueError: a word of the prompt that is not in the vocabulary.
@@ -333,9 +360,10 @@ class WordTask:
         if missing:
             raise ValueError(f"the prompt must be of known words; got {', '.join(missing)}")
         given = [self._start, *(numbers[word] for word in prompt)]
-        ids, state, drawn = torch.tensor(given)[:, None], None, []
+        ids, state, tokens = torch.tensor(given)[:, None], None, [Token(word) for word in prompt]
         for _ in range(count):
             logits, state = self.model(ids, state)
             ids = self.model.head.sample(logits[-1:] / temperature, generator)
-            drawn.append(self.corpus.vocabulary[int(ids)])
-        return drawn
+            probability = self.model.head.log_likelihood(logits[-1:], ids).exp().item()
+            tokens.append(Token(self.corpus.vocabulary[int(ids)], probability))
+        return tokens
