@@ -43,7 +43,7 @@ def execute(path, folder):
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT / "src"),
     }
-    client.execute(env=os.environ | own)
+    client.execute(env=os.environ | own, cleanup_kc=True)  # nbclient leaves a given manager running
     notebook.metadata = nbformat.from_dict(METADATA)
     return notebook
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from nbclient.exceptions import CellExecutionError
+from nbformat import v4
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))
@@ -39,6 +41,21 @@ def test_what_stands_in_it_is_what_a_run_gives(path, tmp_path):
     stored = nbformat.read(path, as_version=4)
     run = SCRIPT["execute"](path, tmp_path)
     assert [said(cell) for cell in code_of(run)] == [said(cell) for cell in code_of(stored)]
+
+
+def test_a_claim_that_does_not_hold_is_an_error(tmp_path):
+    path = tmp_path / "wrong.ipynb"
+    nbformat.write(v4.new_notebook(cells=[v4.new_code_cell("assert 1 > 2, 'not so'")]), path)
+    with pytest.raises(CellExecutionError, match="not so"):
+        SCRIPT["execute"](path, tmp_path)
+
+
+def test_numbers_may_differ_and_words_may_not():
+    first, number, word = (
+        said(v4.new_code_cell(outputs=[v4.new_output("stream", text=text)]))
+        for text in ("test   9.50\n", "test -19.5\n", "train 9.50\n")
+    )
+    assert first == number != word
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
