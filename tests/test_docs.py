@@ -10,7 +10,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import click
 import pytest
 import typer
 
@@ -73,8 +72,9 @@ def test_commands_parse(page):
                 continue
             words = words[words.index("noisin") + 1 :]
             command = commands
-            while isinstance(command, click.Group) and words:
+            while hasattr(command, "commands") and words:
                 command = command.commands[words.pop(0)]
+            assert words or command is not commands, line
             with command.make_context("noisin", words) as context:
                 name = context.params.get("name")
                 if context.info_name != "data" and name and command.name in ("run", "sweep"):
