@@ -44,21 +44,41 @@ def test_the_site_has_its_pages():
     assert sum(len(blocks(page, "bash")) for page in PAGES) >= 9
 
 
-# what some blocks need beside the laboratory
-NEEDS = ("darts", "lightning", "pytorch_forecasting", "skorch")
+# what some blocks need beside the laboratory, by the package that they name
+NEEDS = {
+    "import darts": ("darts",),
+    "import lightning": ("lightning",),
+    "from pytorch_forecasting": ("pytorch_forecasting",),
+    "from skorch": ("skorch",),
+    "huggingface_hub": ("huggingface_hub",),
+    "onnxruntime": ("onnx", "onnxscript", "onnxruntime"),
+}
 
 
 @lightning_warns
-@pytest.mark.filterwarnings("ignore:The tensor attributes")  # torch.export, of torch's own LSTM
+@pytest.mark.filterwarnings(
+    "ignore:The tensor attributes",  # torch.export, of torch's own LSTM
+    "ignore:.isinstance.treespec, LeafSpec.",  # and of its own classes
+    "ignore:_check_is_size will be removed",
+)
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_code_runs(page, tmp_path, monkeypatch):
     """Later blocks of a page use the names of its first ones."""
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "page"}
     for block in blocks(page, "python"):
-        for package in (one for one in NEEDS if f"import {one}" in block or f"from {one}" in block):
+        for package in (one for name, all_of in NEEDS.items() if name in block for one in all_of):
             pytest.importorskip(package, reason=f"a block of {page.name} needs it")
         exec(compile(block, page.name, "exec"), names)
+
+
+def test_what_runs_on_a_device_needs_no_torch():
+    pytest.importorskip("onnxruntime", reason="which runs it")
+    page = ROOT / "docs" / "guides" / "deployment.md"
+    (code,) = (block for block in blocks(page, "python") if "class Stream" in block)
+    code = f"import sys; sys.modules['torch'] = sys.modules['noisin'] = None\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

@@ -18,7 +18,7 @@ OPTIONS = {"num_layers": 2, "bidirectional": True}
 # torch's own: its exporters warn of the list of weights that each of its layers holds and of a
 # class of its own that it copies; its quantization of its end, and of the tensors it makes
 export_warns = pytest.mark.filterwarnings(
-    r"ignore:The tensor attributes self\.rnn\._flat_weights",
+    r"ignore:The tensor attributes self\.(rnn\.)?_flat_weights",
     "ignore:.isinstance.treespec, LeafSpec.",
 )
 quantization_warns = pytest.mark.filterwarnings(
@@ -52,6 +52,31 @@ def test_torch_export(kind):
     saved.seek(0)
     assert_bit_equal(torch.export.load(saved).module()(IDS), theirs(IDS))
     assert program.graph_module.code == torch.export.export(theirs, (IDS,)).graph_module.code
+
+
+@export_warns
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_number_of_sequences_stays_open_and_that_of_steps_does_not(kind):
+    """As the guide to deployment says; torch's recurrent layers are traced for one length."""
+    layer, x = make(kind, 3, 5, package=nn, num_layers=2).eval(), torch.randn(7, 2, 3)
+    dynamic = torch.export.Dim.DYNAMIC
+    program = torch.export.export(layer, (x,), dynamic_shapes=({1: dynamic},)).module()
+    for count in (1, 2, 5):
+        other = torch.randn(7, count, 3)
+        assert_bit_equal(program(other), layer(other))
+    with pytest.raises(torch._dynamo.exc.UserError, match="specialized it to be a constant"):
+        torch.export.export(layer, (x,), dynamic_shapes=({0: dynamic},))
+
+
+@export_warns
+def test_a_state_of_one_tensor_given_twice_is_taken_for_one_input():
+    """torch's own, silently; the guide to deployment warns of it."""
+    layer, x, zeros = nn.LSTM(3, 5).eval(), torch.randn(7, 2, 3), torch.zeros(1, 2, 5)
+    h, c = torch.randn(2, 1, 2, 5)
+    once = torch.export.export(layer, (x, (zeros, zeros))).module()
+    assert_bit_equal(once(x, (h, c)), layer(x, (c, c)))
+    apart = torch.export.export(layer, (x, (zeros, zeros.clone()))).module()
+    assert_bit_equal(apart(x, (h, c)), layer(x, (h, c)))
 
 
 @export_warns

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 from noisin.lab import recipe
+from noisin.lab.config import toml_lines
 from noisin.lab.files import write_aside
 from noisin.lab.spent import ENDING, Spent, State, Trial
 from noisin.lab.sweep import Sweep
@@ -25,28 +25,16 @@ STATES: dict[TrialState, State] = {
 def row_of(sweep: Sweep, trial: FrozenTrial) -> str:
     """Return a recipe in TOML with the settings of a trial as its only row."""
     config = recipe.trial(sweep.recipe, trial.params).config
-    default = type(config).model_fields
     said = {"task", "data", *sweep.search.space}  # even where they are as without a recipe
-    settings = {
-        name: value
-        for name, value in config.model_dump().items()
-        if name in said or value != default[name].default
-    }
     lines = [
         f"title = {json.dumps(f'{sweep.recipe.title}: best of a search')}",
         f"seeds = {list(sweep.recipe.seeds)}",
         "",
         "[rows.best]",
         f"note = {json.dumps(f'trial {trial.number}, valid {trial.value}')}",
-        *(f"{name} = {_toml(value)}" for name, value in settings.items()),
+        *toml_lines(config, said),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _toml(value: Any) -> str:
-    if value is None:
-        return '"none"'
-    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
 
 
 def write(sweep: Sweep, trials: list[FrozenTrial]) -> Path | None:

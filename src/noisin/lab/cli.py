@@ -29,6 +29,7 @@ from noisin.lab import (
     together,
 )
 from noisin.lab.config import DECIDING, MusicConfig, propagates
+from noisin.lab.export_command import export
 from noisin.lab.files import write_aside
 from noisin.lab.forecasts import LEVELS
 from noisin.lab.run_command import run
@@ -93,6 +94,9 @@ app.command(
         "noisin sweep mine.toml --sampler tpe --storage postgresql://me@host/sweeps",
     )
 )(sweep)
+app.command(
+    epilog=examples("noisin export runs/bach/noisin-1-0123456789ab my-model --license mit")
+)(export)
 
 
 @app.command(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -155,6 +156,15 @@ class Config(BaseModel):
                 del settings[name]
         text = json.dumps([VERSION, settings, *map(str, more)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def without_path(self) -> Self:
+        """Return settings to show to others: of the user's own data they have the name alone."""
+        return self.model_copy(update={"data": self.data if self.named else Path(self.data).name})
+
+    @property
+    def named(self) -> bool:
+        """Whether the data is a corpus of a name, not the user's own."""
+        return self.data in NAMES
 
     def lr_at(self, epoch: int) -> float:
         """Return the step size of an epoch, counted from 1."""
@@ -320,3 +330,25 @@ def corpus_key(config: MusicConfig | WordsConfig | SeriesConfig) -> CorpusKey:
     """Return what decides the corpus of a run."""
     settings = config.model_dump(mode="json", include=set(DECIDING[config.task]))
     return config.task, config.data, json.dumps(settings)
+
+
+def toml_lines(config: Config, said: Collection[str]) -> list[str]:
+    """Return settings as lines of a row of a recipe.
+
+    Args:
+        config: the settings.
+        said: names of those that are told even where they are as without a recipe.
+    """
+    fields = type(config).model_fields
+    return [
+        f"{name} = {_toml(value)}"
+        for name, value in config.model_dump().items()
+        if value != fields[name].default or (name in said and value is not None)
+    ]
+
+
+def _toml(value: Any) -> str:
+    """Return a setting as TOML, which has no word for None; a recipe takes "none"."""
+    if value is None:
+        return '"none"'
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,49 @@ def write_aside(path: Path, before: Path | None = None) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise LabError(f"{path} could not be written; {error}") from None
         raise
+
+
+@contextmanager
+def folder_aside(path: Path) -> Iterator[Path]:
+    """Make a folder to be filled, which takes the place of ``path`` when the block ends.
+
+    If the block raises, ``path`` is as it was and nothing is left beside it.
+
+    Args:
+        path: the folder, empty or not there yet.
+
+    Raises:
+        LabError: it is not empty, or cannot be written.
+    """
+    path = path.resolve()
+    check_empty(path)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}{ASIDE}")
+    make_folder(aside)
+    try:
+        yield aside
+        if path.exists():
+            path.rmdir()
+        os.replace(aside, path)
+        _flush_folder(path.parent)
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise LabError(f"{path} could not be written; {error}") from None
+        raise
+
+
+def check_empty(path: Path) -> None:
+    """Refuse a path at which something is.
+
+    Raises:
+        LabError: a file, a folder that is not empty, or the working folder.
+    """
+    if path.resolve() == Path.cwd():
+        raise LabError(f"the folder must be another than the working one, got {path}")
+    if path.exists() and not path.is_dir():
+        raise LabError(f"{path} must be a folder, got a file")
+    if path.is_dir() and (inside := sum(1 for _ in path.iterdir())):
+        raise LabError(f"{path} must be empty or not there yet; got a folder of {inside} entries")
 
 
 def _link(path: Path, before: Path) -> None:

@@ -73,6 +73,24 @@ def build(config: AnyConfig, corpus: Corpus) -> Task:
     return MusicTask(config, corpus)
 
 
+def model(config: AnyConfig, inputs: int, outputs: int) -> AnyModel:
+    """Return the model of a run, its weights at their start.
+
+    Args:
+        config: the settings.
+        inputs: keys, word types or columns that it reads.
+        outputs: those that it predicts.
+
+    Raises:
+        ValueError: the settings do not fit each other, or noise cannot act.
+    """
+    if isinstance(config, MusicConfig):
+        return MusicModel(config)
+    if isinstance(config, SeriesConfig):
+        return SeriesModel(config, inputs, outputs)
+    return WordModel(config, outputs)
+
+
 def outline(config: AnyConfig, corpus: Corpus | None = None) -> AnyModel:
     """Return a model without memory for its weights, to check and to explain.
 
@@ -84,26 +102,35 @@ def outline(config: AnyConfig, corpus: Corpus | None = None) -> AnyModel:
     Raises:
         LabError: the settings do not fit each other, or noise cannot act.
     """
-    bare = config.model_copy(update={"nonzeros": None, "spectral_radius": None})
     try:
         with torch.device("meta"):
-            if isinstance(bare, MusicConfig):
-                return MusicModel(bare)
-            if isinstance(bare, SeriesConfig):
-                return SeriesModel(bare, *_columns(bare, corpus))
-            known = tokens.BENCHMARKS.get(config.data)
-            vocabulary = known.vocabulary if known else 2
-            return WordModel(
-                bare, len(corpus.vocabulary) if isinstance(corpus, Words) else vocabulary
-            )
+            return model(unstarted(config), *features(config, corpus))
     except ValueError as error:
         raise LabError(str(error)) from None
 
 
-def _columns(config: SeriesConfig, corpus: Corpus | None) -> tuple[int, int]:
-    """Return how many columns a model of series reads, and how many it forecasts."""
+def unstarted(config: AnyConfig) -> AnyConfig:
+    """Return the settings without a start of weights that is computed from others."""
+    return config.model_copy(update={"nonzeros": None, "spectral_radius": None})
+
+
+def features(config: AnyConfig, corpus: Corpus | None = None) -> tuple[int, int]:
+    """Return how many keys, word types or columns a model reads, and how many it predicts.
+
+    Args:
+        config: the settings.
+        corpus: see ``outline``.
+    """
+    if isinstance(config, MusicConfig):
+        return rolls.KEYS, rolls.KEYS
+    if isinstance(corpus, Words):
+        return len(corpus.vocabulary), len(corpus.vocabulary)
     if isinstance(corpus, Observations):
         return len(corpus.columns), len(corpus.targets)
-    known = dynamics.EXAMPLES.get(config.data)
-    columns = config.columns or (known.columns if known else ("one",))
-    return len(columns), len(config.targets or columns)
+    if isinstance(config, SeriesConfig):
+        known = dynamics.EXAMPLES.get(config.data)
+        columns = config.columns or (known.columns if known else ("one",))
+        return len(columns), len(config.targets or columns)
+    known = tokens.BENCHMARKS.get(config.data)
+    vocabulary = known.vocabulary if known else 2
+    return vocabulary, vocabulary
