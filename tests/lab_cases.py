@@ -11,14 +11,14 @@ from noisin.lab.config import MusicConfig
 from noisin.lab.rolls import Corpus
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+BENCHMARKS = Path(os.environ.get("NOISIN_DATA") or SHARED)  # before a test takes the variable away
 
 
 def benchmark_folder():
     """Return the folder of the benchmark sets, or skip."""
-    folder = Path(os.environ.get("NOISIN_DATA") or SHARED)
-    if not (folder / "music").is_dir():
+    if not (BENCHMARKS / "music").is_dir():
         pytest.skip("the benchmark sets are neither in NOISIN_DATA nor in ../shared/data")
-    return folder
+    return BENCHMARKS
 
 
 def rolls(sizes, seed=0, rate=0.05):

@@ -181,6 +181,7 @@ def test_a_worker_says_why_it_ended(made, monkeypatch):
     found = made(["data=nottingham"])
     console = Console(file=io.StringIO())
     monkeypatch.setenv("NOISIN_CACHE", str(found.folder / "nothing"))
+    monkeypatch.delenv("NOISIN_DATA", raising=False)
     with pytest.raises(LabError, match="nottingham"):
         workers.do(found, processes=2, data_dir=found.folder.parent, console=console)
 

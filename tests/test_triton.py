@@ -286,14 +286,16 @@ def test_zoneout_keeps_bits():
 
 
 def test_tf32_where_torch_may_use_it():
-    precision = torch.backends.cuda.matmul.fp32_precision
-    buffers = called("GRU", SIZES).buffers
+    matmul = torch.backends.cuda.matmul
+    new = hasattr(matmul, "fp32_precision")  # since torch 2.9
+    setting, values = ("fp32_precision", ("tf32", "ieee")) if new else ("allow_tf32", (True, False))
+    before, buffers = getattr(matmul, setting), called("GRU", SIZES).buffers
     try:
-        for allowed, expected in (("tf32", "tf32"), ("ieee", "ieee")):
-            torch.backends.cuda.matmul.fp32_precision = allowed
+        for value, expected in zip(values, ("tf32", "ieee"), strict=True):
+            setattr(matmul, setting, value)
             assert triton_walk._told([buffers], [None]).precision.value == expected
     finally:
-        torch.backends.cuda.matmul.fp32_precision = precision
+        setattr(matmul, setting, before)
 
 
 def test_only_float32_is_served():

@@ -247,7 +247,7 @@ def acting(
     time, batch, _ = x.shape
     paired: dict[str, list[Acting]] = {}
     for place, terms in places.items():
-        if not isinstance(draws[place], tuple | list) or len(draws[place]) != len(terms):
+        if not isinstance(draws[place], (tuple, list)) or len(draws[place]) != len(terms):
             raise ValueError(
                 f"draws[{place!r}] must be a tuple of one entry for each of the {len(terms)} terms "
                 f"there, got {_counted(draws[place])}"

@@ -63,7 +63,8 @@ def split_gradient(
         leaves = [one.detach().requires_grad_() for one in linear(seen, weight, bias)]
         mean, variance = leaves
         given = Moments(mean, variance) if draw is None else mean + draw * deviation(variance)
-        by_mean, delta = torch.autograd.grad(function(given), leaves, materialize_grads=True)
+        slopes = torch.autograd.grad(function(given), leaves, materialize_grads=True)
+    by_mean, delta = (slope.detach() for slope in slopes)  # zeros made up may want a gradient
 
     def outer(rows: Tensor, columns: Tensor) -> Tensor:
         return rows.flatten(0, -2).t() @ columns.flatten(0, -2)
@@ -127,4 +128,4 @@ def variance_field(
         leaves = Moments(*(one.clone().requires_grad_() for one in grid))
         value = loss(leaves, target)
         slopes = torch.autograd.grad(value.sum(), leaves, materialize_grads=True)
-    return Field(mean, variance, value.detach(), *slopes)
+    return Field(mean, variance, *(one.detach() for one in (value, *slopes)))
