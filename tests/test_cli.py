@@ -16,7 +16,7 @@ from noisin.lab import data, records, rolls
 from noisin.lab.cli import app
 
 TINY = ["hidden_size=5", "epochs=3", "seeds=[1,2]", "test_samples=[1,2]", "chunk=8", "batch_size=2"]
-COMMAND = [sys.executable, "-c", "from noisin.lab.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from noisin.lab import main; main()"]
 
 
 @pytest.fixture

@@ -97,6 +97,21 @@ def test_torch_alone_is_enough():
     )
 
 
+def test_the_command_says_what_it_needs():
+    code = "import importlib.util, noisin.lab\n"
+    code += "found = importlib.util.find_spec\n"
+    code += (
+        "noisin.lab.find_spec = lambda name: None if name in ('typer', 'optuna') else found(name)\n"
+    )
+    code += "noisin.lab.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == (
+        'noisin: the command needs the extra `lab`, pip install "noisin[lab]"; '
+        "missing: typer, optuna\n"
+    )
+
+
 def test_the_core_is_known():
     assert len(CORE) >= 15
     assert [name for name in CORE if name not in ORDER] == []

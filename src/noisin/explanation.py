@@ -115,7 +115,7 @@ def _of_stack(name: str, module: NoisyRNNBase, time: int, batch: int) -> list[Ex
     found = places(stack, module.acting())
     rows = []
     for layer in range(stack.num_layers):
-        path, why = path_of(stack, found, layer, weight.dtype, weight.device)
+        path, why = path_of(stack, found, layer, weight.dtype, _device(weight))
         here = _places_of_layer(stack, found, layer)
         pairs = [(place, term) for place in here for term in found[place]]
         for place, term in pairs:
@@ -126,6 +126,11 @@ def _of_stack(name: str, module: NoisyRNNBase, time: int, batch: int) -> list[Ex
         if not pairs:
             rows.append(_row(name, layer, "", None, path, why, (0,)))
     return rows
+
+
+def _device(weight: Tensor) -> torch.device:
+    """Return where a layer would run: one that has no memory yet, on the CPU."""
+    return torch.device("cpu") if weight.is_meta else weight.device
 
 
 def _places_of_layer(stack: Stack, found: Places, layer: int) -> list[str]:

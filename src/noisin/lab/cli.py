@@ -94,9 +94,7 @@ app.command(
         "noisin sweep mine.toml --sampler tpe --storage postgresql://me@host/sweeps",
     )
 )(sweep)
-app.command(
-    epilog=examples("noisin export runs/bach/noisin-1-0123456789ab my-model --license mit")
-)(export)
+app.command(epilog=examples("noisin export runs/bach/noisin-1-* my-model --license mit"))(export)
 
 
 @app.command(
@@ -162,6 +160,8 @@ def evaluate_command(
         how = f"average of {k} draws" if k else how
         table.add_row(how, *(f"{value:.4f}" for value in score.values()))
     console.print(table)
+    if len(loaded) > 1:
+        console.print(f"average of the predictive distributions of {len(loaded)} runs")
 
 
 @app.command(epilog=examples("noisin sample runs/bach/noisin-1-* --length 200 --temperature 0.9"))

@@ -15,8 +15,8 @@ from noisin.lab.spent import Spent
 CLOSE = 0.02  # of the published number: a row that is as near is reproduced
 HEAD = """# Results
 
-Made by `noisin report` from the records in `results/`; no number is typed by hand. Scores are
-those of the plain network, noise off, at the epoch with the best validation score; lower is better.
+Made by `noisin report` from the records of runs; no number is typed by hand. Scores are those
+of the plain network, noise off, at the epoch with the best validation score; lower is better.
 Mean ± standard deviation over seeds. `noisin run RECIPE --only ROW --seed S` runs any of them
 again.
 
