@@ -28,7 +28,8 @@ def test_the_card_has_the_scores_of_the_record(done, made, name):
     assert len(told) == sum(len(own) for own in scores.values()) >= 2
     for draws, own in scores.items():
         for metric, value in own.items():
-            (one,) = (r for (n, k), r in told.items() if k == draws and n.split(",")[0] == metric)
+            name = card.METRICS.get(metric, metric)
+            (one,) = (r for (n, k), r in told.items() if k == draws and n.split(",")[0] == name)
             assert one.metric_value == value
             assert (one.dataset_split, one.dataset_args) == ("test", {"sha256": record.corpus})
     rows = re.findall(r"^\| (train|valid|test) \|(.*)\|$", found.text, re.M)

@@ -260,6 +260,16 @@ def test_interrupted_run_ends_as_an_undisturbed_one(tmp_path, music):
         assert [e.valid for e in cut[row].history] == [e.valid for e in record.history]
 
 
+def test_an_interrupted_command_begins_no_other_run(tmp_path, music):
+    changes = [*TINY[:1], "epochs=150", "patience=150", "seeds=[1]", "chunk=8", "batch_size=2"]
+    words = ["run", *sets(f"data={music}", *changes), "--processes", "1", "--out", "cut"]
+    env = {**os.environ, "NOISIN_CACHE": str(tmp_path / "cache")}
+    code, output = interrupt(words, tmp_path, env)
+    assert code == 130, output
+    begun = list((tmp_path / "cut").rglob("checkpoint.safetensors"))
+    assert len(begun) == 2  # the last of which was cut; a third was waiting
+
+
 def test_words_from_the_users_own_text(call, tmp_path):
     """Train on a text file, then score, average and write log-probabilities and text."""
     text = "the cat sat on the mat\nthe dog sat\n\non the mat the cat sat\n" * 12

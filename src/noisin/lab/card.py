@@ -22,6 +22,11 @@ TASK_TYPES = {  # as the Hub calls them, where it has a name
     "series": "time-series-forecasting",
 }
 
+METRICS = {  # of music, whose names say which steps count
+    "unscored": "negative log-likelihood in nats a step without the first of each piece",
+    "scored": "negative log-likelihood in nats a step with the first of each piece",
+}
+
 
 def texts(record: Record, model: AnyModel, license: str | None) -> dict[str, str]:
     """Return the model card and the recipe of a run, by file name.
@@ -107,8 +112,8 @@ def _results(record: Record) -> list[EvalResult]:
             dataset_name=config.data,
             dataset_split="test",
             dataset_args={"sha256": record.corpus},
-            metric_type=name.partition(" ")[0],
-            metric_name=f"{name}, {_average(k)}" if k else name,
+            metric_type="nll" if name in METRICS else name.partition(" ")[0],
+            metric_name=METRICS.get(name, name) + (f", {_average(k)}" if k else ""),
             metric_args={"draws": k} if k else None,
             metric_value=value,
         )

@@ -190,14 +190,15 @@ def _run(group: Sequence[Job], accelerator: Accelerator) -> list[Record | None]:
 
 
 def _one(job: Job, turn: Turn[Record | None] | None = None) -> Record | None:
+    def stopping() -> bool:
+        return _stopping() or (turn is not None and turn.cancelled)
+
+    if stopping():  # a worker holds one run more than it does, which nobody can call back
+        return None
     key = corpus_key(job.row.config)
     if key not in _worker.corpora:
         _worker.corpora[key] = tasks.load(job.row.config, _worker.data_dir)
     assert _worker.told is not None
-
-    def stopping() -> bool:
-        return _stopping() or (turn is not None and turn.cancelled)
-
     try:
         return train.run(job, _worker.corpora[key], _worker.told.put, stopping, turn)
     except train.Stopped:
