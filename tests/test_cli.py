@@ -116,7 +116,7 @@ def test_explain_names_model_sites_paths_and_memory(call):
     lines = [line.split("  ") for line in result.output.splitlines()]
     cells = [[cell.strip() for cell in line if cell.strip()] for line in lines]
     noisy = ["rnn", "0", "hidden_l0", "hidden * Gaussian(1.0)", "step", "sample"]
-    assert any(row[:6] == noisy and row[7] == "reference" for row in cells)
+    assert any(row[:6] == noisy and row[7] == "cpu" for row in cells)
     assert any(row[:4] == ["rnn", "0", "-", "no noise"] and "torch" in row for row in cells)
     assert "122,968 parameters" in result.output  # 4·128·(88+128+2) + 88·(128+1)
 
