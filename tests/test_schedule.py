@@ -13,10 +13,12 @@ from noisin import (
     LSTM,
     RNN,
     Embedding,
+    Gaussian,
     Linear,
     Recurrence,
     Replicas,
     StrengthSchedule,
+    at,
     parse,
     regularize,
     sampling,
@@ -162,6 +164,20 @@ def test_replicas_keep_their_own(together):
     torch.testing.assert_close(outputs, alone)
     assert_bit_equal(outputs[2], copy.deepcopy(layers[0]).eval()(X)[0])
     assert not torch.equal(outputs[0], outputs[1])
+
+
+class Own(Gaussian):
+    """A law of the user's own, which cannot be made from its standard deviation."""
+
+    def __init__(self):
+        super().__init__(0.5)
+
+
+def test_a_law_that_cannot_be_scaled_works_at_strength_1():
+    noise = at.hidden * Own()
+    assert scaled(noise, 1.0) is noise
+    layer = LSTM(4, 6, noise=noise)
+    assert not torch.equal(run(layer), run(copy.deepcopy(layer).eval()))
 
 
 class Model(nn.Module):

@@ -30,6 +30,8 @@ def scaled(noise: Term | None, strength: float) -> Term | None:
     """
     if not _is_strength(strength):
         raise ValueError(f"strength must be a finite number >= 0, got {strength!r}")
+    if strength == 1:
+        return noise
     terms = terms_of(noise)
     if strength == 0:
         learned = [term for term in terms if _is_learned(term)]
