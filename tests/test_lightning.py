@@ -11,7 +11,7 @@ from noisin.diagnostics import spectral_radius
 from trainers import QUIET, lightning_warns
 
 lightning = pytest.importorskip("lightning", reason="whose trainer calls the callback")
-from noisin.integrations.lightning import NoiseMonitor, Regularize  # noqa: E402
+from noisin.integrations.lightning import NoiseMonitor, Regularize  # noqa: E402 (needs lightning)
 
 pytestmark = [pytest.mark.packages, lightning_warns]
 NOISE = "hidden * Gaussian(0.5) & input * Gaussian(Learned(0.5))"
