@@ -82,6 +82,9 @@ def test_main_job_then_everything_on_its_runs(call, tmp_path, music):
     mean = (scores["0"]["unscored"] + alone["0"]["unscored"]) / 2
     assert json.loads(both.output)["0"]["unscored"] < mean
 
+    refused = call("sample", run, "--out", tmp_path)
+    assert refused.exit_code == 2
+    assert "must be the name of a file without its ending" in refused.output
     drawn = call("sample", run, "--length", 16, "--out", tmp_path / "piece")
     assert drawn.exit_code == 0, drawn.output
     assert (tmp_path / "piece.mid").read_bytes()[:4] == b"MThd"
@@ -144,7 +147,9 @@ BAD = [
         r"weight_hh\[layer\] must be within",
     ),
     (["run", *sets("data=EMPTY")], "none of them readable"),
-    (["run", *sets("data=nowhere")], "a folder of MIDI files; got 'nowhere'"),
+    (["run", *sets("data=nowhere")], "a folder of MIDI files; got 'nowhere', nothing of that name"),
+    (["run", *sets("data=TEXT")], "got .*TEXT', a file. task=music reads MIDI .* task=words text"),
+    (["run", *sets("task=series", "data=MIDI")], "CSV or Parquet file; got .*music', a folder"),
     (["run", "jsb-chorales", "--data-dir", "CUT"], "must be a whole .npz"),
     (["run", "jsb-chorales", "--data-dir", "WRONG"], "must have sha256 .* got"),
     (["run", "jsb-chorales", "--data-dir", "nowhere"], "--data-dir must be a folder, got nowhere"),

@@ -233,7 +233,9 @@ def test_fetch_goes_on_where_the_connection_broke(tmp_path, monkeypatch, parts):
 
 def test_fetch_without_a_network_says_what_to_do(monkeypatch):
     monkeypatch.setattr(rolls, "SOURCE", "http://127.0.0.1:9/")  # nothing listens there
-    with pytest.raises(LabError, match=r"could not be downloaded.*Put jsb_chorales\.npz into"):
+    with pytest.raises(
+        LabError, match=r"could not be downloaded.*put that file there as .*JSB_Chorales\.mat"
+    ):
         rolls.load("jsb-chorales")
 
 

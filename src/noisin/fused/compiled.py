@@ -46,7 +46,7 @@ _BACKWARD = ("out", "state", "cell", "raw", "inner", "gates", "product", "states
 
 
 class _Pass(ctypes.Structure):
-    """``Pass`` of recurrence.c, field by field."""
+    """``Pass`` of pass.h, field by field."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in _SIZES),

@@ -1,4 +1,4 @@
-"""What a sweep leaves: its best trial as a recipe, and all that it has spent."""
+"""What a sweep leaves: its best trial as a recipe, and all that it has spent, to be taken up."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from noisin.lab import recipe
+from noisin.lab import LabError, recipe
 from noisin.lab.config import toml_lines
 from noisin.lab.files import write_aside
 from noisin.lab.spent import ENDING, Spent, State, Trial
 from noisin.lab.sweep import Sweep
-from noisin.lab.trials import REASON, is_lost
+from noisin.lab.trials import LOST, REASON, distributions, is_lost
 
 STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "finished",
@@ -79,3 +80,46 @@ def write_spent(sweep: Sweep, trials: Sequence[FrozenTrial]) -> Path:
     with write_aside(path) as file:
         file.write(spent.model_dump_json(indent=1).encode())
     return path
+
+
+def take_up(sweep: Sweep, study: Study, spent: Spent) -> None:
+    """Put the trials of an earlier search into a study that has none.
+
+    Each keeps its number, on which the settings of later ones rest.
+
+    Args:
+        sweep: what is searched.
+        study: of the sweep.
+        spent: what the earlier search has spent.
+
+    Raises:
+        LabError: it was another search.
+    """
+    if spent.study != sweep.study:
+        raise LabError(
+            f"trials to take up must be of the same search, {sweep.study}; got those of "
+            f"{spent.study}: another space, other settings, corpus, sampler or seed"
+        )
+    space = distributions(sweep.search)
+    known = {trial.number: trial for trial in spent.trials}
+    try:
+        made = [
+            create_trial(
+                state=_state(known[number]),
+                value=known[number].valid,
+                params=known[number].settings,
+                distributions=space,
+                user_attrs={REASON: known[number].reason} if known[number].reason else {},
+            )
+            if number in known
+            else create_trial(state=TrialState.FAIL, user_attrs={LOST: "not among those taken up"})
+            for number in range(max(known, default=-1) + 1)
+        ]
+    except ValueError as error:
+        raise LabError(f"trials to take up must lie in the space; {error}") from None
+    for trial in made:
+        study.add_trial(trial)
+
+
+def _state(trial: Trial) -> TrialState:
+    return next(state for state, name in STATES.items() if name == trial.state)

@@ -187,8 +187,8 @@ def sample(
     """
     run = evaluate.load(path, data_dir)
     stem = path / f"sample-{seed}" if out is None else out
-    if not stem.name:
-        raise LabError("--out must be the name of a file, got nothing")
+    if not stem.name or stem.is_dir():
+        raise LabError(f"--out must be the name of a file without its ending, got {out}")
     lengths = LENGTHS if length is None else dict.fromkeys(LENGTHS, length)
     piece = draw_sample(run, stem, lengths, seed, temperature, prompt)
     if piece.tokens:
@@ -224,7 +224,7 @@ def report_command(
     say(f"report: {out}")
     if text is not None:
         markdown.write(found, text, trials, bases)
-        say(f"tables: {text}")
+        say(f"tables: {text}, their figures in {text.parent / 'figures'}")
 
 
 @app.command(epilog=examples("noisin explain noisin --only ptb-medium"))

@@ -293,5 +293,7 @@ def _left(progress: Progress) -> str:
     return (
         f", at most {minutes / 60:.1f} h left"
         if minutes > 90
-        else f", at most {minutes:.0f} min left"
+        else f", at most {math.ceil(minutes)} min left"
+        if minutes > 1
+        else f", at most {math.ceil(progress.left)} s left"
     )

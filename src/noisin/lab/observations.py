@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from noisin.lab import LabError, dynamics, tabular
 from noisin.lab.config import SeriesConfig
-from noisin.lab.store import SPLITS
+from noisin.lab.store import SPLITS, unknown
 
 NAMES = tuple(dynamics.EXAMPLES)
 Values = NDArray[np.float64]
@@ -142,6 +142,7 @@ def load(config: SeriesConfig) -> Observations:
             _check_counts(where, columns[index], whole[:, index])
     series = dict(_series(where, config.group, found.groups, whole))
     cuts = {name: _cut(config, name, len(values)) for name, values in series.items()}
+    left_out = {} if config.columns else found.left_out  # the user has left them out
     corpus = Observations(
         where,
         columns,
@@ -150,7 +151,7 @@ def load(config: SeriesConfig) -> Observations:
         config.head == "poisson",
         series,
         cuts,
-        tuple(f"column {name!r}: {why}" for name, why in found.left_out.items()),
+        tuple(f"column {name!r}: {why}" for name, why in left_out.items()),
     )
     _check_varies(corpus)
     return corpus
@@ -166,9 +167,7 @@ def _read(config: SeriesConfig) -> tabular.Columns:
         return found
     path = Path(config.data)
     if not path.is_file():
-        raise LabError(
-            f"data must be one of {', '.join(NAMES)}, or a CSV or Parquet file; got {config.data!r}"
-        )
+        raise unknown(NAMES, "or a CSV or Parquet file", config.data)
     return tabular.read(path, config.group)
 
 

@@ -212,7 +212,8 @@ def draw_curves(rows: Rows, valid: Axes, train: Axes) -> None:
             axes.set_ylim(*_of_densities(values))
         elif values:
             low, wide = min(values), 1.35 if axes is valid and music else 2.5
-            axes.set_ylim(0.98 * low, 1.02 * min(max(values), wide * low) + 1e-3)
+            middle = statistics.median(values)  # of few epochs the first ones are not cut off
+            axes.set_ylim(0.98 * low, 1.02 * min(max(values), max(wide * low, middle)) + 1e-3)
     _legend(valid, rows)
 
 

@@ -124,8 +124,8 @@ class Recipe(BaseModel):
         """
         if not self.searches:
             raise LabError(
-                f"recipe {self.name}: a sweep needs a table [search] in which --set leaves "
-                "something to draw; got none"
+                f"recipe {self.name}: a sweep needs a table [search] that says what is drawn, and "
+                "--set must not fix all of it; got nothing to draw"
             )
         if row is None and len(self.searches) == 1:
             (row,) = self.searches
@@ -202,7 +202,8 @@ def load(name: str, changes: Sequence[str] = (), only: Sequence[str] = ()) -> Re
         )
     # what a title says of the corpus is not true of another one
     own = [] if "data" in changed else [str(raw.get("title", Path(name).stem))]
-    title = ", ".join([*own, *changes])
+    shown = [f"data={Path(c[5:]).name}" if c.startswith("data=") else c for c in changes]
+    title = ", ".join([*own, *shown])
     recipe: dict[str, Any] = {"name": Path(name).stem, "title": title, "variant": _variant(changed)}
     recipe["seeds"] = top.get("seeds", raw.get("seeds", [1, 2, 3]))
     baseline = raw.get("baseline", next(iter(rows), ""))

@@ -189,13 +189,12 @@ def sections(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
     """Return the rows of each table by its heading: a recipe on a corpus."""
     tables: dict[str, list[Record]] = {}
     for record in records:
-        own = {(r.corpus, r.config.data) for r in records if r.recipe == record.recipe}
-        named = [corpus for corpus, data in own if data == record.config.data]
-        which = (
-            record.config.data
-            if len(named) == 1
-            else f"{record.config.data}, sha256 {record.corpus[:8]}"
-        )
+        own = {
+            (r.corpus, r.config.without_path().data) for r in records if r.recipe == record.recipe
+        }
+        name = record.config.without_path().data
+        named = [corpus for corpus, data in own if data == name]
+        which = name if len(named) == 1 else f"{name}, sha256 {record.corpus[:8]}"
         heading = record.title if len(own) == 1 else f"{record.title} ({which})"
         tables.setdefault(heading, []).append(record)
     return {heading: by_row(found) for heading, found in tables.items()}
@@ -227,6 +226,7 @@ def write(
             {
                 "title": heading,
                 "units": tasks.UNITS[runs[0].metric],
+                "data": runs[0].config.without_path().data,
                 "metric": runs[0].metric,
                 "lines": lines,
                 "published": any(line.published for line in lines),

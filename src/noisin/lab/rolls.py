@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from noisin.lab import LabError
 from noisin.lab.files import write_aside
-from noisin.lab.store import SPLITS, cache_dir, download, find
+from noisin.lab.store import SPLITS, cache_dir, download, find, unknown
 
 Roll = NDArray[np.uint8]  # [T, 88] of 0 and 1
 KEYS, LOWEST = 88, 21
@@ -147,9 +147,7 @@ def load(
         return corpus
     if Path(name).is_dir():
         return _midi_folder(Path(name))
-    raise LabError(
-        f"data must be one of {', '.join(NAMES)}, or a folder of MIDI files; got {name!r}"
-    )
+    raise unknown(NAMES, "or a folder of MIDI files", name)
 
 
 def locate(name: str, data_dir: Path | None = None) -> Path | None:
@@ -213,7 +211,7 @@ def fetch(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
     known, path = BENCHMARKS[name], cache_dir() / BENCHMARKS[name].file
     url, raw = SOURCE + known.source, cache_dir() / "downloads" / known.source
     # the hash that is known is that of the notes, checked below
-    download(url, raw, None, say, f"Put {known.file} into {cache_dir()}")
+    download(url, raw, None, say, f"For {name} put that file there as {raw}")
     try:
         matrices = loadmat(raw)
         splits = {

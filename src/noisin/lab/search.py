@@ -121,6 +121,14 @@ class Search(BaseModel):
         }
         return self.model_copy(update={"space": space, "settings": settings}) if space else None
 
+    def decided(self, fields: Collection[str]) -> list[str]:
+        """Return the settings that a trial decides.
+
+        Args:
+            fields: names of all settings.
+        """
+        return [name for name in (*self.space, *self.settings) if name in fields]
+
     def changed(
         self, drawn: Mapping[str, Scalar], fields: Sequence[str], texts: Sequence[str]
     ) -> dict[str, Any]:

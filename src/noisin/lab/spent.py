@@ -35,7 +35,7 @@ class Trial(BaseModel):
 
 
 class Spent(BaseModel):
-    """A finished search for the settings of a row. No trial was scored on the test split.
+    """A search for the settings of a row, finished or not. No trial was scored on the test split.
 
     Args:
         schema_version: of this layout.
@@ -86,9 +86,18 @@ def read(paths: Iterable[Path]) -> dict[tuple[str, str], Spent]:
     found = {}
     for path in paths:
         for file in sorted(path.rglob(f"*{ENDING}")) if path.is_dir() else ():
-            try:
-                one = Spent.model_validate_json(file.read_bytes())
-            except (OSError, ValidationError) as error:
-                raise LabError(f"{file}: must be the trials of a sweep; {error}") from None
+            one = read_one(file)
             found[one.recipe, one.row] = one
     return found
+
+
+def read_one(file: Path) -> Spent:
+    """Return what one search has spent.
+
+    Raises:
+        LabError: the file is something else.
+    """
+    try:
+        return Spent.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise LabError(f"{file}: must be the trials of a sweep; {error}") from None

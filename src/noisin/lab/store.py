@@ -39,6 +39,22 @@ def find(files: Iterable[str], data_dir: Path | None = None) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
+def unknown(names: Iterable[str], others: str, got: str) -> LabError:
+    """Return the refusal of data that a task cannot read.
+
+    Args:
+        names: corpora of the task.
+        others: what else it reads, in words.
+        got: what was named.
+    """
+    path = Path(got)
+    kind = "a folder" if path.is_dir() else "a file" if path.is_file() else "nothing of that name"
+    return LabError(
+        f"data must be one of {', '.join(names)}, {others}; got {got!r}, {kind}. task=music reads "
+        "MIDI files, task=words text, task=series CSV and Parquet"
+    )
+
+
 def locked(name: str) -> FileLock:
     """Return what one process at a time may hold, of those that share the user's cache."""
     make_folder(cache_dir() / "locks")
@@ -96,8 +112,7 @@ def download(
         with locked(path.name):
             pooch.retrieve(url, known, path.name, path.parent, downloader=go_on)  # pyright: ignore[reportArgumentType]
     except Exception as error:  # pooch raises whatever its transport does
-        reason = str(error).splitlines()[0] if isinstance(error, ValueError) else ""
+        reason = f" {str(error).splitlines()[0]}" if isinstance(error, ValueError) else ""
         raise LabError(
-            f"{url} could not be downloaded ({type(error).__name__}). {reason} {otherwise}, or "
-            f"name the folder that holds {path.parent.name}/ by --data-dir or NOISIN_DATA"
+            f"{url} could not be downloaded ({type(error).__name__}).{reason} {otherwise}"
         ) from error

@@ -108,10 +108,15 @@ def study_name(
     seed: int,
     decides: tuple[str, ...] = (),
 ) -> str:
-    """Return the recipe's name with a hash of what decides its trials."""
+    """Return the recipe's name with a hash of what decides its trials.
+
+    What the row says of settings that are searched does not: it may become what was found.
+    """
     assert recipe.search is not None
     config = recipe.rows[recipe.search.row].config
-    run = config.hash(corpus, recipe.seeds[0], *decides)
+    fields = type(config).model_fields
+    searched = {name: fields[name].default for name in recipe.search.decided(fields)}
+    run = config.model_copy(update=searched).hash(corpus, recipe.seeds[0], *decides)
     whole = [[recipe.search.model_dump(mode="json"), run], sampler, prune, seed]
     text = json.dumps(whole, sort_keys=True)
     return f"{recipe.name}-search-{hashlib.sha256(text.encode()).hexdigest()[:6]}"

@@ -44,6 +44,10 @@ def sweep(
         typer.Option(min=1.0, help="Seconds without a sign of life before a trial is done anew."),
     ] = 60.0,
     only: Annotated[str, typer.Option("--only", help="Row whose space is searched.")] = "",
+    known: Annotated[
+        Path | None,
+        typer.Option("--known", help="Trials of this search done before: a file *.trials.json."),
+    ] = None,
     changes: Changes = [],
     data_dir: DataDir = None,
     out: Folder = Path("runs"),
@@ -55,7 +59,7 @@ def sweep(
 ) -> None:
     """Search the space of a recipe; more workers may join, here and on other machines."""
     try:
-        from noisin.lab import best, workers
+        from noisin.lab import best, spent, workers
         from noisin.lab import sweep as sweeps
         from noisin.lab import trials as trial_store
     except ImportError as error:
@@ -85,10 +89,13 @@ def sweep(
     except Exception as error:  # whatever a driver raises
         raise LabError(f"--storage must be a database that answers; {error}") from None
     view = sweeps.Worker(found, corpus)
+    if known is not None and not view.trials():
+        best.take_up(found, view.study, spent.read_one(known))
     say(f"{found.study}: {workers.left(found, view.trials())} of {trials} trials to do")
     if workers.left(found, view.trials()):
         how = {"processes": processes, "data_dir": data_dir, "console": console}
-        workers.do(found, **how, replicas=replicas, accelerator=shared or "cpu")
+        how |= {"replicas": replicas, "accelerator": shared or "cpu"}
+        workers.do(found, **how, ended=lambda: best.write_spent(found, view.trials()))
     done = view.trials()
     trial_store.close(view.storage)
     _print_trials(done)

