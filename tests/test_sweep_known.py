@@ -38,6 +38,9 @@ def test_they_count_and_those_that_follow_are_the_same(made, earlier, tmp_path):
     worker.run()
     assert done == [2, 3]
     assert [(t.params, t.value) for t in trials_of(found)] == [(t.params, t.value) for t in trials]
+    for mine, old in zip(trials_of(found), trials, strict=True):
+        assert mine.intermediate_values == pytest.approx(old.intermediate_values, abs=1e-4)
+        assert min(mine.intermediate_values.values()) == pytest.approx(mine.value, abs=1e-4)
 
 
 def test_each_keeps_its_number_and_its_end(made, earlier, tmp_path):
@@ -79,7 +82,7 @@ def test_what_was_found_may_become_the_row_itself(tmp_path):
     def study(text):
         path = tmp_path / "tiny.toml"
         path.write_text(text)
-        return sweep.study_name(recipe.load(str(path)), "corpus", "random", False, 0)
+        return sweep.study_name(recipe.load(str(path)), "corpus", "random", 0)
 
     usual = study(RECIPE)
     assert study(RECIPE.replace("Gaussian(1.0)", "Gaussian(0.2)")) == usual

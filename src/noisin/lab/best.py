@@ -70,6 +70,7 @@ def write_spent(sweep: Sweep, trials: Sequence[FrozenTrial]) -> Path:
                 state=STATES[one.state],
                 valid=one.value,
                 settings=one.params,
+                course={at: round(value, 4) for at, value in one.intermediate_values.items()},
                 reason=one.user_attrs.get(REASON, ""),
             )
             for one in trials
@@ -78,7 +79,7 @@ def write_spent(sweep: Sweep, trials: Sequence[FrozenTrial]) -> Path:
     )
     path = sweep.folder / f"{spent.recipe}-{spent.row}{ENDING}"
     with write_aside(path) as file:
-        file.write(spent.model_dump_json(indent=1).encode())
+        file.write(spent.model_dump_json().encode() + b"\n")
     return path
 
 
@@ -108,6 +109,7 @@ def take_up(sweep: Sweep, study: Study, spent: Spent) -> None:
                 state=_state(known[number]),
                 value=known[number].valid,
                 params=known[number].settings,
+                intermediate_values=dict(known[number].course),
                 distributions=space,
                 user_attrs={REASON: known[number].reason} if known[number].reason else {},
             )

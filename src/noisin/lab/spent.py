@@ -22,6 +22,7 @@ class Trial(BaseModel):
         state: how it ended.
         valid: the best validation score, of a finished one.
         settings: what was drawn.
+        course: the validation score, by epoch; by it later trials are pruned.
         reason: why it failed.
     """
 
@@ -31,6 +32,7 @@ class Trial(BaseModel):
     state: State
     valid: float | None
     settings: dict[str, Any]
+    course: dict[int, float] = {}
     reason: str = ""
 
 

@@ -17,9 +17,10 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,29 +96,27 @@ class Sweep:
     @property
     def study(self) -> str:
         """Name of the study: another one for another space, corpus, sampler or seed."""
-        return study_name(
-            self.recipe, self.corpus, self.sampler, self.prune, self.seed, self.decides
-        )
+        return study_name(self.recipe, self.corpus, self.sampler, self.seed, self.decides)
 
 
 def study_name(
     recipe: Recipe,
     corpus: str,
     sampler: str,
-    prune: bool,
     seed: int,
     decides: tuple[str, ...] = (),
 ) -> str:
     """Return the recipe's name with a hash of what decides its trials.
 
-    What the row says of settings that are searched does not: it may become what was found.
+    What the row says of settings that are searched does not: it may become what was found. Nor does
+    pruning, which may begin at any trial.
     """
     assert recipe.search is not None
     config = recipe.rows[recipe.search.row].config
     fields = type(config).model_fields
     searched = {name: fields[name].default for name in recipe.search.decided(fields)}
     run = config.model_copy(update=searched).hash(corpus, recipe.seeds[0], *decides)
-    whole = [[recipe.search.model_dump(mode="json"), run], sampler, prune, seed]
+    whole = [[recipe.search.model_dump(mode="json"), run], sampler, seed]
     text = json.dumps(whole, sort_keys=True)
     return f"{recipe.name}-search-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
@@ -263,7 +262,7 @@ class Worker:
     def _do(self, trial: Trial) -> None:
         """Run a trial and tell its result."""
         sweep, drawn = self.sweep, trial.params
-        pruned = False
+        pruned, told = False, set[int]()
         with self._alive(trial) as lost:
 
             def tell(progress: Progress) -> None:
@@ -271,6 +270,7 @@ class Worker:
                 self.tell(progress)
                 if sweep.prune and not progress.within and progress.epoch < progress.epochs:
                     patiently(lambda: trial.report(progress.valid, progress.epoch))
+                    told.add(progress.epoch)
                     pruned = patiently(trial.should_prune)
 
             record, reason, job = None, "", None
@@ -304,9 +304,23 @@ class Worker:
             return
         if record is not None and record.status == "diverged":
             reason = record.reason
-        self._end(trial, record, reason, title)
+        self._end(trial, record, reason, title, told)
 
-    def _end(self, trial: Trial, record: Record | None, reason: str, title: str) -> None:
+    def _report(self, trial: Trial, record: Record, told: Collection[int]) -> None:
+        """Tell the scores of epochs that were not told while it ran, for later trials' pruning."""
+        for epoch in record.history:
+            score = record.valid(epoch.epoch)
+            if epoch.epoch not in told and math.isfinite(score):
+                patiently(partial(trial.report, score, epoch.epoch), self.stopping)
+
+    def _end(
+        self,
+        trial: Trial,
+        record: Record | None,
+        reason: str,
+        title: str,
+        reported: Collection[int],
+    ) -> None:
         """Tell how a trial ended."""
         state, value, how = TrialState.PRUNED, None, "pruned"
         if reason:
@@ -315,6 +329,8 @@ class Worker:
             state, value = TrialState.COMPLETE, record.best
             how = f"valid {record.best:.4f} at epoch {record.best_epoch}"
         try:
+            if record is not None:
+                self._report(trial, record, reported)
             if reason:
                 patiently(lambda: trial.set_user_attr(REASON, reason))
             told = patiently(

@@ -76,7 +76,7 @@ def sweep(
     outline(chosen, chosen.search.row, row)
     corpus = tasks.load(row.config, data_dir, say)
     digest = corpus.digest()
-    folder = out / sweeps.study_name(chosen, digest, sampler, prune, seed, decides)
+    folder = out / sweeps.study_name(chosen, digest, sampler, seed, decides)
     make_folder(folder)
     found = sweeps.Sweep(
         *(chosen, digest, folder, storage or str(folder / "journal.log"), trials),
