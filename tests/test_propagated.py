@@ -61,14 +61,16 @@ def test_every_place_takes_moments(kind, noise):
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
 @pytest.mark.parametrize("form", ["mixture", "closed"])
-def test_without_variance_it_is_the_plain_network_exactly(kind, form):
+def test_without_variance_it_is_the_plain_network(kind, form):
+    """To rounding: libraries order the sums of products of other sizes as they like."""
     layer, x = case(kind, None, bidirectional=True)
     layer.propagation = Propagation(form=form)
     moments, state = layer(x, return_moments=True, path="moments")
     output, expected = layer(x, path="reference")
-    assert_bit_equal(moments.mean, output)
+    torch.testing.assert_close(moments.mean, output, rtol=0, atol=1e-14)
     assert all((one == 0).all() for one in tensors(moments.variance))
-    assert_bit_equal(tensors(state)[0], tensors(expected)[0])
+    final, other = tensors(state)[0], tensors(expected)[0]
+    torch.testing.assert_close(final, other, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)

@@ -1,5 +1,6 @@
 """Corpora: what is read is what was written, and damage is refused."""
 
+import dataclasses
 import functools
 import hashlib
 import http.server
@@ -14,7 +15,7 @@ from scipy.io import savemat
 
 from lab_cases import benchmark_folder, corpus, midi_folder
 from lab_cases import rolls as random_rolls
-from noisin.lab import LabError, rolls, store
+from noisin.lab import LabError, data, rolls, store, tokens
 from noisin.lab.rolls import Note
 from noisin.lab.store import SPLITS
 
@@ -232,11 +233,15 @@ def test_fetch_goes_on_where_the_connection_broke(tmp_path, monkeypatch, parts):
 
 
 def test_fetch_without_a_network_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(rolls, "SOURCE", "http://127.0.0.1:9/")  # nothing listens there
-    with pytest.raises(
-        LabError, match=r"could not be downloaded.*put that file there as .*JSB_Chorales\.mat"
-    ):
-        rolls.load("jsb-chorales")
+    nowhere = "http://127.0.0.1:9/"  # nothing listens there
+    monkeypatch.setattr(rolls, "SOURCE", nowhere)
+    with pytest.raises(LabError, match=r"could not be downloaded.* as .*JSB_Chorales\.mat$"):
+        data.fetch("jsb-chorales")
+    ptb = dataclasses.replace(tokens.BENCHMARKS["ptb"], source=nowhere)
+    monkeypatch.setitem(tokens.BENCHMARKS, "ptb", ptb)
+    with pytest.raises(LabError, match=r"could not be downloaded.* as .*train\.txt, or name the"):
+        data.fetch("ptb")
+    assert data.fetch("lorenz") is None  # it is computed
 
 
 @pytest.mark.parametrize(

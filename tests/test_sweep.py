@@ -51,6 +51,15 @@ def made(tmp_path):
     return make
 
 
+def written(folder):
+    """Write the recipe and a folder of music."""
+    path, music = folder / "tiny.toml", folder / "music"
+    path.write_text(RECIPE)
+    music.mkdir()
+    midi_folder(music)
+    return path, music
+
+
 def trials_of(found):
     return Worker(found, corpus()).trials()
 
@@ -187,11 +196,7 @@ def test_a_worker_says_why_it_ended(made, monkeypatch):
 
 
 def test_the_command(call, tmp_path):
-    music = tmp_path / "music"
-    music.mkdir()
-    midi_folder(music)
-    path = tmp_path / "tiny.toml"
-    path.write_text(RECIPE)
+    path, music = written(tmp_path)
     command = ("sweep", path, "--trials", 3, "--processes", 2, "--set", f"data={music}")
     result = call(*command)
     assert result.exit_code == 0, result.output

@@ -5,12 +5,12 @@ import json
 import pytest
 from optuna.trial import TrialState
 
-from lab_cases import corpus, midi_folder
+from lab_cases import corpus
 from noisin.lab import LabError, best, recipe, spent, sweep, sweep_command
 from noisin.lab.sweep import Worker
 from noisin.lab.trials import LOST, finished
 from test_cli import call as call  # a fixture
-from test_sweep import RECIPE, trials_of
+from test_sweep import RECIPE, trials_of, written
 from test_sweep import made as made  # a fixture
 
 
@@ -92,11 +92,7 @@ def test_what_was_found_may_become_the_row_itself(tmp_path):
 
 
 def test_the_command(call, tmp_path):
-    music = tmp_path / "music"
-    music.mkdir()
-    midi_folder(music)
-    path = tmp_path / "tiny.toml"
-    path.write_text(RECIPE)
+    path, music = written(tmp_path)
     command = ("sweep", path, "--processes", 1, "--set", f"data={music}")
     result = call(*command, "--trials", 2)
     assert result.exit_code == 0, result.output
@@ -126,11 +122,7 @@ def test_trials_are_written_as_they_end(made, monkeypatch, tmp_path):
         return kept(found, trials)
 
     monkeypatch.setattr(best, "write_spent", write)
-    music = tmp_path / "music"
-    music.mkdir()
-    midi_folder(music)
-    path = tmp_path / "tiny.toml"
-    path.write_text(RECIPE)
+    path, music = written(tmp_path)
     sweep_command.sweep(
         name=str(path),
         trials=3,
