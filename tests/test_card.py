@@ -93,7 +93,11 @@ def test_the_command_of_the_card_does_the_run_again(call, done, made, tmp_path, 
     result = call(*command.split(), "--processes", 1)
     assert result.exit_code == 0, result.output
     (again,) = records.read([tmp_path / "runs"])
-    assert (again.hash, again.weights, again.scores) == (record.hash, record.weights, record.scores)
+    assert (again.hash, again.weights) == (record.hash, record.weights)
+    for split, scores in record.scores.items():
+        # conftest's hook hides generators from no_grad, and oneDNN's LSTM rounds otherwise where
+        # a gradient may be asked for
+        assert again.scores[split] == pytest.approx(scores, rel=1e-6)
 
 
 def test_the_command_names_what_else_decided_the_run(done):
