@@ -289,6 +289,8 @@ def _left(progress: Progress) -> str:
     """Return the time left to the last epoch allowed, in words."""
     if not math.isfinite(progress.left):
         return ""
+    if progress.left <= 0:
+        return ", scoring"
     minutes = progress.left / 60
     return (
         f", at most {minutes / 60:.1f} h left"
