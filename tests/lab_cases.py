@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from noisin.lab import rolls as lab_rolls
 from noisin.lab import sound
 from noisin.lab.config import MusicConfig
 from noisin.lab.rolls import Corpus
@@ -59,6 +60,11 @@ def midi_folder(path, pieces=7):
     for index, roll in enumerate(rolls([20 + index for index in range(pieces)], 5)):
         sound.write_midi(roll, path / f"piece-{index}.mid")
     return path
+
+
+def small_bach(folder):
+    """Write a small corpus as what was once read of Bach's chorales, into the cache of a test."""
+    lab_rolls.write_npz(corpus(), folder / "cache" / lab_rolls.BACH)
 
 
 def table(path, columns):

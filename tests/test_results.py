@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lab_cases import benchmark_folder, midi_folder, rolls
+from lab_cases import benchmark_folder, midi_folder, rolls, small_bach
 from noisin.lab import (
     LabError,
     baselines,
@@ -101,7 +101,7 @@ def test_files_of_something_else_are_refused(tmp_path):
 
 
 def test_tables_as_markdown_and_page(call, tmp_path, searched):
-    midi_folder(tmp_path / "bach")
+    small_bach(tmp_path)
     result = call("run", "tiny.toml", "--out", "runs", "--seed", 5)
     assert result.exit_code == 0, result.output
     (record,) = [one for one in records.read([tmp_path / "runs"]) if one.row == "noisy"]
@@ -147,7 +147,7 @@ def test_what_counts_as_reproduced(test, word, tmp_path):
 
 
 def test_baselines_by_the_command(call, tmp_path):
-    midi_folder(tmp_path / "bach")
+    small_bach(tmp_path)
     result = call("data", "baselines", "bach", "--data-dir", tmp_path, "--out", "x.json")
     assert result.exit_code == 2
     assert "must end in .baselines.json" in result.output

@@ -29,7 +29,7 @@ def test_all_rows_are_here():
     assert counts == {
         "bach": 3,
         "fast-dropout": 10,
-        "beyond-music": 3,
+        "beyond-music": 9,
         "initialization": 9,
         "jsb-chorales": 5,
         "muse-data": 5,

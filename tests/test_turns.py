@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from lab_cases import corpus, midi_folder
+from lab_cases import corpus, small_bach
 from noisin.lab import LabError, records, train, turns
 from noisin.lab.ranks import Layout
 from noisin.lab.recipe import Row
@@ -130,7 +130,7 @@ def test_rest_lets_the_others_work():
 
 @pytest.mark.parametrize("command", [["run", "--seed", 1, "--seed", 2], ["sweep", "--trials", 2]])
 def test_the_command_has_the_same_records(tmp_path, call, made, command):
-    midi_folder(tmp_path / "bach")
+    small_bach(tmp_path)
     made()
     name, *options = command
     found = []

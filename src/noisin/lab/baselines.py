@@ -17,7 +17,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
-from scipy import stats
 
 from noisin.lab import LabError, observations, recipe, rolls
 from noisin.lab.config import DECIDING, MusicConfig, SeriesConfig
@@ -131,6 +130,8 @@ def _forecast(corpus: Observations, split: str) -> tuple[Bits, Bits]:
 
 def _normal(now: Bits, before: Bits, known: bool, mean: Bits, std: Bits) -> float:
     """Return the mean log-density, summed over the targets, around the last value or without it."""
+    from scipy import stats  # here, for it takes a second
+
     if not std.all():
         return math.nan
     return stats.norm.logpdf(now - before * known, mean, std).sum(1).mean()
@@ -138,6 +139,8 @@ def _normal(now: Bits, before: Bits, known: bool, mean: Bits, std: Bits) -> floa
 
 def _poisson(now: Bits, before: Bits, rate: Bits | None) -> float:
     """Return the mean log-probability, summed over the targets."""
+    from scipy import stats
+
     return stats.poisson.logpmf(now, before + 0.5 if rate is None else rate).sum(1).mean()
 
 

@@ -251,14 +251,14 @@ class Display:
             self.latest[title] = progress
             if title not in self.tasks:
                 self.tasks[title] = self.bars.add_task(title, total=progress.epochs, told="")
-            told = f"valid {progress.valid:.3f}, best {progress.best:.3f}{_left(progress)}"
+            told = f"{_scored(progress, best=True)}{_left(progress)}"
             done = progress.epoch + progress.within
             self.bars.update(self.tasks[title], completed=done, told=told)
         if not self.console.is_terminal and time.monotonic() - self.said > SAY_EVERY:
             self.said = time.monotonic()
             running = [
                 f"{p.title}: epoch {p.epoch + p.within:.3g} of at most {p.epochs}, "
-                f"valid {p.valid:.3f}{_left(p)}"
+                f"{_scored(p)}{_left(p)}"
                 for p in self.latest.values()
             ]
             self.console.print("; ".join(running) or "starting", soft_wrap=True)
@@ -283,6 +283,13 @@ class Display:
             f"{len(record.history)}, {record.seconds:.0f} s; {self.left} runs left",
             soft_wrap=True,
         )
+
+
+def _scored(progress: Progress, *, best: bool = False) -> str:
+    """Return the validation scores so far, in words."""
+    if not math.isfinite(progress.best):
+        return "no epoch scored yet"
+    return f"valid {progress.valid:.3f}" + f", best {progress.best:.3f}" * best
 
 
 def _left(progress: Progress) -> str:

@@ -327,8 +327,9 @@ def draw_rolls(pieces: Mapping[str, Roll], *panels: Axes) -> None:
     notes = [sound.notes_of(piece) for piece in pieces.values()]
     pitches = [key + LOWEST for own in notes for key, _, _ in own] or [60]
     for axes, name, own in zip(panels, pieces, notes, strict=True):
-        for key, start, end in own:
-            axes.barh(key + LOWEST, end - start - 0.08, left=start, height=0.8, color=COLORS[1])
+        for key in {key for key, _, _ in own}:
+            held = [(start, end - start - 0.08) for pitch, start, end in own if pitch == key]
+            axes.broken_barh(held, (key + LOWEST - 0.4, 0.8), color=COLORS[1], linewidth=0)
         axes.set(xlim=(0, max(map(len, pieces.values()))), title=name, xlabel="quarter note")
         axes.set_ylim(min(pitches) - 2, max(pitches) + 2)
         axes.grid(alpha=0.3)

@@ -60,18 +60,26 @@ def render(roll: Roll, tempo: float = 90.0) -> NDArray[np.float64]:
     step = round(RATE * 60 / tempo)
     release = RATE // 4
     sound = np.zeros(len(roll) * step + release)
-    for key, start, end in notes_of(roll):
-        size = (end - start) * step + release
-        seconds = np.arange(size) / RATE
-        envelope = np.minimum(1, seconds / 0.03) * np.exp(-0.35 * seconds)
-        envelope[-release:] *= np.linspace(1, 0, release)
-        frequency = 440 * 2 ** ((key + LOWEST - 69) / 12)
-        partials = frequency * np.arange(1, len(STRENGTHS) + 1)
-        audible = partials < RATE / 2
-        tone = np.sin(2 * np.pi * np.outer(seconds, partials[audible])) @ STRENGTHS[audible]
-        sound[start * step : start * step + size] += envelope * tone
+    notes = notes_of(roll)
+    longest: dict[int, int] = {}
+    for key, start, end in notes:
+        longest[key] = max(longest.get(key, 0), (end - start) * step + release)
+    tones = {key: _tone(key, size) for key, size in longest.items()}
+    for key, start, end in notes:
+        tone = tones[key][: (end - start) * step + release].copy()
+        tone[-release:] *= np.linspace(1, 0, release)
+        sound[start * step : start * step + len(tone)] += tone
     peak = np.abs(sound).max()
     return sound * (0.9 / peak) if peak else sound
+
+
+def _tone(key: int, size: int) -> NDArray[np.float64]:
+    """Return the first samples of a key that is held."""
+    seconds = np.arange(size) / RATE
+    partials = 440 * 2 ** ((key + LOWEST - 69) / 12) * np.arange(1, len(STRENGTHS) + 1)
+    audible = partials < RATE / 2
+    tone = np.sin(2 * np.pi * np.outer(seconds, partials[audible])) @ STRENGTHS[audible]
+    return np.minimum(1, seconds / 0.03) * np.exp(-0.35 * seconds) * tone
 
 
 def wav(roll: Roll, tempo: float = 90.0) -> bytes:

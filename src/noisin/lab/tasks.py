@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from noisin.lab import LabError, dynamics, observations, rolls, tokens, words
 from noisin.lab.config import MusicConfig, SeriesConfig, WordsConfig
@@ -91,6 +93,21 @@ def model(config: AnyConfig, inputs: int, outputs: int) -> AnyModel:
     return WordModel(config, outputs)
 
 
+class _Unfilled(TorchFunctionMode):
+    """Leaves out the functions of ``torch.nn.init``: what has no memory takes no numbers.
+
+    On such tensors some of them would import the compiler first, which takes seconds.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def outline(config: AnyConfig, corpus: Corpus | None = None) -> AnyModel:
     """Return a model without memory for its weights, to check and to explain.
 
@@ -103,7 +120,7 @@ def outline(config: AnyConfig, corpus: Corpus | None = None) -> AnyModel:
         LabError: the settings do not fit each other, or noise cannot act.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             return model(unstarted(config), *features(config, corpus))
     except ValueError as error:
         raise LabError(str(error)) from None
