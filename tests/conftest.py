@@ -1,8 +1,10 @@
 """Settings of all tests, and the comparison helpers: nothing else in tests/ has a tolerance."""
 
+import importlib.util
 import time
 import typing
 from contextlib import contextmanager
+from pathlib import Path
 
 import beartype
 import hypothesis
@@ -27,11 +29,16 @@ def shapes_checked(function):
     return beartype.beartype(function)
 
 
-# Before noisin is imported anywhere. Triton reads the source of its kernels, and wants no wrapper.
+# Before noisin is imported anywhere. Modules without a shape are left as they are: wrapped
+# functions are slow, and Triton reads the source of its kernels.
 hook = jaxtyping.install_import_hook("noisin", "conftest.shapes_checked").hook
-KERNELS = ("noisin.fused.kernels", "noisin.fused.triton_cells")
-instruments = hook.should_instrument
-hook.should_instrument = lambda name: name not in KERNELS and instruments(name)
+SOURCE = Path(importlib.util.find_spec("noisin").origin).parent
+SHAPED = {
+    ".".join(("noisin", *path.relative_to(SOURCE).with_suffix("").parts))
+    for path in SOURCE.rglob("*.py")
+    if "from noisin.shapes import" in path.read_text(encoding="utf-8")
+}
+hook.should_instrument = SHAPED.__contains__
 
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)  # fills new memory (torch.empty) with NaN
