@@ -165,3 +165,13 @@ def test_a_first_call_does_not_import_the_compiler():
     code += "layer = noisin.LSTM(2, 3, noise='weight_hh + Gaussian(1)')\n"
     code += "layer(torch.ones(4, 1, 2)); print('torch._dynamo' in sys.modules)"
     assert python(code) == ["False"]
+
+
+def test_the_command_loads_no_more_than_it_needs_to_explain():
+    """Neither the compiler, for weights without memory, nor distributions of baselines."""
+    code = "import sys, noisin.lab.cli\nfrom noisin.lab import recipe, tasks\n"
+    code += "for name in ('jsb-chorales', 'ptb', 'series', 'ognawala-bayer'):\n"
+    code += "    for row in recipe.load(name).rows.values():\n"
+    code += "        assert all(p.is_meta for p in tasks.outline(row.config).parameters())\n"
+    code += "print(*[m for m in ('torch._dynamo', 'scipy.stats') if m in sys.modules], 'end')"
+    assert python(code) == ["end"]
