@@ -48,6 +48,14 @@ def test_set_changes_every_row_and_only_keeps_some(path):
     config = read.rows["a"].config
     assert (config.hidden_size, config.data) == (9, "some/folder")
     assert config.noise == "input * Gaussian(0.5)"
+    assert read.title == "hidden_size=9, data=folder, noise=input * Gaussian(0.5)"
+
+
+def test_seeds_make_no_other_table(path):
+    """Some seeds of a table, run one by one, stand in it with the others."""
+    whole, some = recipe.load(str(path)), recipe.load(str(path), ["seeds=[2]"])
+    assert some.seeds != whole.seeds
+    assert (some.title, some.variant) == (whole.title, whole.variant)
 
 
 def test_hash_is_of_what_decides_the_run(path):

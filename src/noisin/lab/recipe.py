@@ -200,10 +200,10 @@ def load(name: str, changes: Sequence[str] = (), only: Sequence[str] = ()) -> Re
             "--set noise would make all rows one method; name one row by --only, "
             f"got {', '.join(kept)}"
         )
-    # what a title says of the corpus is not true of another one
+    # what a title says of the corpus is not true of another one; seeds make no other table
     own = [] if "data" in changed else [str(raw.get("title", Path(name).stem))]
     shown = [f"data={Path(c[5:]).name}" if c.startswith("data=") else c for c in changes]
-    title = ", ".join([*own, *shown])
+    title = ", ".join([*own, *(c for c in shown if c.partition("=")[0] != "seeds")])
     recipe: dict[str, Any] = {"name": Path(name).stem, "title": title, "variant": _variant(changed)}
     recipe["seeds"] = top.get("seeds", raw.get("seeds", [1, 2, 3]))
     baseline = raw.get("baseline", next(iter(rows), ""))
