@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jaxtyping
 import pytest
+import torch
 
 import noisin
 
@@ -175,3 +177,8 @@ def test_the_command_loads_no_more_than_it_needs_to_explain():
     code += "        assert all(p.is_meta for p in tasks.outline(row.config).parameters())\n"
     code += "print(*[m for m in ('torch._dynamo', 'scipy.stats') if m in sys.modules], 'end')"
     assert python(code) == ["end"]
+
+
+def test_shapes_are_checked_in_these_tests():
+    with pytest.raises(jaxtyping.TypeCheckError, match="weight"):
+        noisin.init.sparse_(torch.ones(2, 3, 4), 1, 1.0)
