@@ -35,6 +35,8 @@ NOISES = {
     "recurrent @ sequence": "recurrent * Bernoulli(keep=0.5) @ sequence",
     "recurrent @ untied": "recurrent * Bernoulli(keep=0.5) @ sequence @ untied",
     "weight_hh @ sequence": "weight_hh * Bernoulli(keep=0.5) @ sequence",
+    "weight_hh, fresh": "weight_hh * Bernoulli(keep=0.5)",
+    "weight_hh, fresh Gaussian": "weight_hh * Gaussian(0.1)",
     "weight_hh @ preactivation": "weight_hh * Gaussian(0.1) @ preactivation",
     "between, input, output": "zaremba(keep=0.5, num_layers=1)",
 }

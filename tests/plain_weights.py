@@ -1,6 +1,6 @@
 """What stands in draws, and products with weights, written out: one product at a time.
 
-Nothing here comes from noisin but the names of terms, and the laws that a seed is handed to.
+Nothing here comes from noisin but the names of terms, and the laws and numbers of a seed.
 """
 
 import operator
@@ -8,6 +8,8 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
+
+from noisin.streams import Stream
 
 
 class Entry(NamedTuple):
@@ -113,7 +115,7 @@ def entry(term, drawn, weight, dtype):
 
 def generated(term, weight, seed, std):
     """Return the factor or offset that a seed stands for, or ξ where the spread is learned."""
-    options = {"generator": torch.Generator().manual_seed(seed), "dtype": weight.dtype}
+    options = {"generator": Stream(weight.device, seed), "dtype": weight.dtype}
     if std is not None:
         return term.law.sample(weight.shape, std=torch.ones((), dtype=weight.dtype), **options)
     return (term.law.factor if term.operator == "*" else term.law.sample)(weight.shape, **options)

@@ -19,7 +19,7 @@ from cases import (
     zeros,
 )
 from conftest import assert_bit_equal, assert_close_to_float64, flat
-from noisin import LSTM
+from noisin import LSTM, native
 from noisin.functional import path_of, recur
 from noisin.fused import blas, compiled, products, unroll
 from noisin.fused.given import Given, checked
@@ -378,7 +378,7 @@ def test_a_library_of_another_version_is_not_used(monkeypatch):
 
 
 def test_without_the_extension_there_is_no_library(monkeypatch):
-    monkeypatch.setattr(compiled, "find_spec", lambda name: None)
+    monkeypatch.setattr(native, "find_spec", lambda name: None)
     assert compiled.load() is None
 
 

@@ -23,6 +23,8 @@ ORDER = [
         "tracing",
         "mapped",
         "spread",
+        "native",
+        "streams",
         "variates",
         "laws",
         "noise",

@@ -10,6 +10,7 @@ from cases import make, seeded, zeros
 from conftest import assert_bit_equal, assert_close_to_float64
 from noisin import GRU, LSTM, RNN, Gaussian, Zoneout, at, parse, untied
 from noisin.draws import Scaled
+from noisin.streams import Stream
 
 T, B, F, H = 3, 2, 2, 3
 
@@ -52,7 +53,7 @@ def test_terms_at_a_fresh_weight_apply_left_to_right(name):
     weight, draws = layer.get_parameter(place), drawn(layer, x)
     seeds = draws[place]
     assert all(s.dtype == torch.int64 and s.shape == (1,) for s in seeds)
-    first, second = (torch.Generator().manual_seed(int(s)) for s in seeds)
+    first, second = (Stream(weight.device, int(s)) for s in seeds)
     a, b = (term.law for term in layer.noise)
     factor = a.factor(weight.shape, generator=first, dtype=torch.float32)
     offset = b.sample(weight.shape, generator=second, dtype=torch.float32)

@@ -22,6 +22,7 @@ from noisin import mapped
 from noisin.laws import Law
 from noisin.noise import Operator
 from noisin.propagation import Variance, added_variance, deviation
+from noisin.streams import Stream
 from noisin.tracing import untraced
 
 
@@ -64,7 +65,7 @@ class Fresh(NamedTuple):
 
     def _draw(self, draw: Callable[..., Tensor], step: int, like: Tensor) -> Tensor:
         def of(seed: Tensor) -> Tensor:
-            generator = torch.Generator(like.device).manual_seed(int(seed))
+            generator = Stream(like.device, int(seed))
             return draw(like.shape, generator=generator, dtype=like.dtype, device=like.device)
 
         return mapped.each(of, self.seeds[step])

@@ -8,10 +8,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from noisin.streams import Stream
+
 
 def source(generator: torch.Generator | None) -> dict[str, Any]:
     """Return the keyword for a generator, if there is one: dynamo cannot trace a None."""
     return {} if generator is None else {"generator": generator}
+
+
+def rand(
+    size: Sequence[int],
+    generator: torch.Generator | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Draw U[0, 1)."""
+    if isinstance(generator, Stream):
+        return generator.rand(size, dtype)
+    return torch.rand(tuple(size), **source(generator), dtype=dtype, device=device)
+
+
+def randn(
+    size: Sequence[int],
+    generator: torch.Generator | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Draw N(0, 1)."""
+    if isinstance(generator, Stream):
+        return generator.randn(size, dtype)
+    return torch.randn(tuple(size), **source(generator), dtype=dtype, device=device)
 
 
 def uniform(
@@ -21,7 +47,7 @@ def uniform(
     device: torch.device,
 ) -> Tensor:
     """Draw U(0, 1) without 0 and 1, so that logarithms of u and 1 - u are finite."""
-    u = torch.rand(tuple(size), **source(generator), dtype=dtype, device=device)
+    u = rand(size, generator, dtype, device)
     return u.clamp_(min=torch.finfo(dtype).eps / 4)
 
 

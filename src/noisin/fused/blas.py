@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisin.fused.threads import torch_library
+from noisin.native import torch_library
 
 _BY_ROWS, _PLAIN, _TURNED, _PACKED, _SECOND = 101, 111, 112, 151, 162
 _INT, _FLOATS = ctypes.c_int64, ctypes.c_void_p

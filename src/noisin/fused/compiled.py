@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -17,7 +16,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from noisin.fused import blas, threads
+from noisin import native
+from noisin.fused import blas
 from noisin.fused.buffers import Buffers, Gradients
 from noisin.fused.recurrent import Call
 
@@ -89,11 +89,6 @@ class Propagation(ctypes.Structure):
     )
 
 
-def in_threads() -> dict[str, int | None]:
-    """Return what C is told of torch's threads."""
-    return {"parallel": threads.address(), "threads": torch.get_num_threads()}
-
-
 def _described(buffers: Buffers, gradients: Gradients | None) -> _Pass:
     """Return what C is told of a call: sizes and addresses."""
     cell = {"LSTM": "lstm", "GRU": "gru"}.get(buffers.mode, "rnn")
@@ -107,7 +102,7 @@ def _described(buffers: Buffers, gradients: Gradients | None) -> _Pass:
         cell=CELLS.index(cell),
         gates_size=buffers.gates.shape[-1],
         nonlinearity=NONLINEARITIES.get(buffers.mode, 0),
-        **in_threads(),
+        **native.in_threads(),
         **{name: address(getattr(buffers, name)) for name in _FORWARD},
         **{name: _noise(getattr(buffers, name)) for name in _NOISE},
     )
@@ -210,18 +205,17 @@ class _Walk:
 
 def load() -> Any:
     """Return the compiled functions, or None: there are none that fit this code."""
-    found = find_spec("noisin.fused._recurrence")
-    if found is None or found.origin is None:
+    library: Any = native.extension()
+    if library is None:
         return None
     try:
-        library = ctypes.CDLL(found.origin)
         library.pass_size.restype = ctypes.c_int64
         library.propagation_size.restype = ctypes.c_int64
         if (library.pass_size(), library.propagation_size()) != tuple(
             map(ctypes.sizeof, (_Pass, Propagation))
         ):
             return None  # compiled from another version of the C files
-    except (OSError, AttributeError):  # compiled for another machine; something else entirely
+    except AttributeError:  # something else entirely
         return None
     step = (ctypes.c_void_p, ctypes.c_int64)
     library.forward.argtypes = (*step, ctypes.c_void_p)

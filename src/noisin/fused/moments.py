@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from noisin import native
 from noisin.fused import compiled
 from noisin.fused.compiled import Propagation, Spread, address
 from noisin.fused.moment_call import Call, Pair, Tensors
@@ -76,7 +77,7 @@ class _Buffers:
             noisy_weight=noisy_weight,
             scale=call.scale,
             bias=address(bias),
-            **compiled.in_threads(),
+            **native.in_threads(),
         )
         self.tell("h0", first)
         self.tell("gates", gates)
