@@ -219,8 +219,8 @@ def test_diverging_run_ends_with_2_and_the_others_are_kept(call, tmp_path, music
     assert checkpoint.stat().st_size > 0
 
 
-def interrupt(words, folder, env):
-    """Start the command, press Ctrl-C in the middle, and return its exit code and output."""
+def begun(words, folder, env):
+    """Start the command, and return it in the middle of its runs, of which there are two."""
     process = subprocess.Popen(
         [*COMMAND, *map(str, words)],
         cwd=folder,
@@ -234,9 +234,30 @@ def interrupt(words, folder, env):
     while len(list(folder.rglob("checkpoint.safetensors"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(1)
+    return process
+
+
+def interrupt(words, folder, env):
+    """Start the command, press Ctrl-C in the middle, and return its exit code and output."""
+    process = begun(words, folder, env)
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole group
     output, _ = process.communicate(timeout=60)
     return process.returncode, output
+
+
+def test_workers_end_with_a_command_that_was_killed(tmp_path, music):
+    changes = [*TINY[:1], "epochs=100000", "patience=100000", "seeds=[1]", "chunk=8"]
+    rows = ["--only", "variational", "--only", "noisin", "--out", "killed"]
+    env = {**os.environ, "NOISIN_CACHE": str(tmp_path / "cache")}
+    process = begun(["run", *rows, *sets(f"data={music}", *changes)], tmp_path, env)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 60
+    with pytest.raises(ProcessLookupError):  # once nobody is left of its group
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
 
 
 def test_interrupted_run_ends_as_an_undisturbed_one(tmp_path, music):

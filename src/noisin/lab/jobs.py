@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -17,12 +19,11 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from queue import Empty
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from noisin.lab import LabError, averages, records, tasks, train, turns
+from noisin.lab import LabError, averages, records, starting, tasks, train, turns
 from noisin.lab.config import Accelerator, CorpusKey, corpus_key
 from noisin.lab.recipe import Recipe
 from noisin.lab.records import Record
@@ -40,12 +41,13 @@ class Interrupted(Exception):
 
 @dataclass
 class _Worker:
-    """What a worker process keeps: where it tells, when to stop, corpora it has read."""
+    """What a worker process keeps: where it tells, when to stop, corpora, whether it is at work."""
 
     told: Queue[Progress] | None = None
     stop: Event | None = None
     data_dir: Path | None = None
     corpora: dict[CorpusKey, Corpus] = field(default_factory=dict)
+    working: threading.Lock = field(default_factory=threading.Lock)
 
 
 _worker = _Worker()
@@ -134,10 +136,11 @@ def _do(
     console: Console,
     accelerator: Accelerator,
 ) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = starting.context(__name__)
     told, stop = context.Queue(), context.Event()
+    begun_with = told, stop, data_dir, dict(os.environ)
     with (
-        ProcessPoolExecutor(processes, context, _begin, (told, stop, data_dir)) as pool,
+        ProcessPoolExecutor(processes, context, _begin, begun_with) as pool,
         Display(sum(map(len, groups)), console) as display,
     ):
         with deaf():  # the workers inherit it: Ctrl-C reaches this process alone
@@ -175,18 +178,30 @@ def deaf() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _begin(told: Queue[Progress], stop: Event, data_dir: Path | None) -> None:
+def _begin(
+    told: Queue[Progress], stop: Event, data_dir: Path | None, environment: dict[str, str]
+) -> None:
     """Set a worker process up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+    starting.begin(environment)
     _worker.told, _worker.stop, _worker.data_dir = told, stop, data_dir
+    threading.Thread(target=_leave, daemon=True).start()
+
+
+def _leave() -> None:
+    """End this worker after the main process has: it would wait for runs for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        with _worker.working:  # its run ends first, with a checkpoint
+            os._exit(1)
 
 
 def _run(group: Sequence[Job], accelerator: Accelerator) -> list[Record | None]:
     """Do some runs in a worker; None for those that were stopped."""
-    if len(group) == 1 and accelerator == "cpu":
-        return [_one(group[0])]
-    return turns.take([partial(_one, job) for job in group], accelerator)
+    with _worker.working:
+        if len(group) == 1 and accelerator == "cpu":
+            return [_one(group[0])]
+        return turns.take([partial(_one, job) for job in group], accelerator)
 
 
 def _one(job: Job, turn: Turn[Record | None] | None = None) -> Record | None:

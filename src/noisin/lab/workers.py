@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import queue
-import signal
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
@@ -13,11 +13,10 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
-import torch
 from optuna.trial import FrozenTrial
 from rich.console import Console
 
-from noisin.lab import LabError, tasks, turns
+from noisin.lab import LabError, starting, tasks, turns
 from noisin.lab.config import Accelerator
 from noisin.lab.jobs import Display, Interrupted, deaf
 from noisin.lab.sweep import Sweep, Worker
@@ -55,11 +54,12 @@ def do(
         Interrupted: the user pressed Ctrl-C; trials at work are given back.
         LabError: no worker could go on.
     """
-    context = multiprocessing.get_context("spawn")
+    context = starting.context(__name__)
     told, stop = context.Queue(), context.Event()
+    given = sweep, data_dir, replicas, accelerator
     with deaf():  # the workers inherit it: Ctrl-C reaches this process alone
         workers = [
-            context.Process(target=_work, args=(sweep, data_dir, told, stop, replicas, accelerator))
+            context.Process(target=_work, args=(*given, told, stop, dict(os.environ)))
             for _ in range(processes)
         ]
         for worker in workers:
@@ -119,14 +119,14 @@ def _show(
 def _work(
     sweep: Sweep,
     data_dir: Path | None,
-    told: Queue[News],
-    stop: Event,
     replicas: int,
     accelerator: Accelerator,
+    told: Queue[News],
+    stop: Event,
+    environment: dict[str, str],
 ) -> None:
     """Be a worker, or several that share a process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+    starting.begin(environment)
     parent = multiprocessing.parent_process()
 
     def stopping() -> bool:
