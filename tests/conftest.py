@@ -1,6 +1,7 @@
 """Settings of all tests, and the comparison helpers: nothing else in tests/ has a tolerance."""
 
 import importlib.util
+import os
 import time
 import typing
 from contextlib import contextmanager
@@ -64,6 +65,14 @@ def pytest_configure(config):
 def seeded_generator():
     """Start every test from one seed: a statistic at z = 6 is then right or wrong for good."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def bach(tmp_path_factory, monkeypatch):
+    """Make the cache one in which Bach's chorales are read once, by one of the tests' processes."""
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    monkeypatch.setenv("NOISIN_CACHE", str(shared / "bach"))
 
 
 Z = 6.0  # standard errors a statistic may be off; two-sided false alarm 2e-9 a comparison

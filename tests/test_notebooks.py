@@ -37,7 +37,7 @@ def test_there_are_three():
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
-def test_what_stands_in_it_is_what_a_run_gives(path, tmp_path):
+def test_what_stands_in_it_is_what_a_run_gives(path, bach, tmp_path):
     stored = nbformat.read(path, as_version=4)
     run = SCRIPT["execute"](path, tmp_path)
     assert [said(cell) for cell in code_of(run)] == [said(cell) for cell in code_of(stored)]

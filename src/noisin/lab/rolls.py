@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from noisin.lab import LabError
 from noisin.lab.files import write_aside
-from noisin.lab.store import SPLITS, cache_dir, download, find, unknown
+from noisin.lab.store import SPLITS, cache_dir, download, find, locked, unknown
 
 Roll = NDArray[np.uint8]  # [T, 88] of 0 and 1
 KEYS, LOWEST = 88, 21
@@ -312,11 +312,18 @@ def _passages(roll: Roll) -> set[bytes]:
 
 
 def _bach(say: Callable[[str], None]) -> Corpus:
-    """Read the four-part chorales in music21's corpus; one that comes twice is kept once."""
+    """Return Bach's chorales from the cache, read into it by whichever process comes first."""
     path = cache_dir() / BACH
-    if path.is_file():
-        return read_npz(path, "bach")
-    say("reading the Bach chorales from music21, once (about half a minute)")
+    if not path.is_file():
+        with locked(BACH):
+            if not path.is_file():
+                say("reading the Bach chorales from music21, once (about half a minute)")
+                write_npz(_chorales(), path)
+    return read_npz(path, "bach")
+
+
+def _chorales() -> Corpus:
+    """Read the four-part chorales in music21's corpus; one that comes twice is kept once."""
     from music21 import converter, corpus
 
     rolls: dict[str, Roll] = {}
@@ -340,9 +347,7 @@ def _bach(say: Callable[[str], None]) -> Corpus:
         if shape not in seen:
             seen.add(shape)
             rolls[Path(file).name] = keys
-    bach = split_by_name("bach", rolls)
-    write_npz(bach, path)
-    return bach
+    return split_by_name("bach", rolls)
 
 
 def _midi_folder(folder: Path) -> Corpus:
