@@ -1,5 +1,6 @@
 """The command: the main job end to end at a tiny size, bad input, and a clean stop."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -220,17 +222,19 @@ def test_diverging_run_ends_with_2_and_the_others_are_kept(call, tmp_path, music
 
 
 def alive(group):
-    """Return whether anybody is left of a group of processes."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    """Return the processes that are left of a group, but for those that have ended unnoticed."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                found.append(int(path.parent.name))
+    return found
 
 
-def begun(words, folder, env):
-    """Start the command, and return it in the middle of its runs, of which there are two."""
-    process = subprocess.Popen(
+def start(words, folder, env):
+    """Start the command, as a terminal does: with a group of its own."""
+    return subprocess.Popen(
         [*COMMAND, *map(str, words)],
         cwd=folder,
         env=env,
@@ -239,10 +243,17 @@ def begun(words, folder, env):
         text=True,
         start_new_session=True,
     )
+
+
+def begun(words, folder, env):
+    """Start the command, and return it in the middle of its runs, of which there are two."""
+    process = start(words, folder, env)
     deadline = time.monotonic() + 60
     while len(list(folder.rglob("checkpoint.safetensors"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(1)
+    assert process.poll() is None, process.communicate()[0]
+    assert time.monotonic() < deadline + 1
     return process
 
 
@@ -254,6 +265,21 @@ def interrupt(words, folder, env):
     return process.returncode, output
 
 
+def test_it_stops_when_asked_to_while_its_workers_begin(tmp_path, music):
+    changes = [*TINY[:1], "epochs=100000", "patience=100000", "seeds=[1]", "chunk=8"]
+    env = {**os.environ, "NOISIN_CACHE": str(tmp_path / "cache")}
+    process = start(["run", *sets(f"data={music}", *changes)], tmp_path, env)
+    with process.stdout as output:
+        said = output.readline()
+        assert "to do" in said
+        time.sleep(0.3)
+        os.killpg(process.pid, signal.SIGINT)
+        said += output.read()
+    assert process.wait(timeout=60) == 130, said
+    assert "Traceback" not in said
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc to find processes in")
 def test_workers_end_with_a_command_that_was_killed(tmp_path, music):
     changes = [*TINY[:1], "epochs=100000", "patience=100000", "seeds=[1]", "chunk=8"]
     rows = ["--only", "variational", "--only", "noisin", "--out", "killed"]
@@ -263,9 +289,11 @@ def test_workers_end_with_a_command_that_was_killed(tmp_path, music):
     process.wait()
     process.stdout.close()
     deadline = time.monotonic() + 60
-    while alive(process.pid) and time.monotonic() < deadline:
+    while (left := alive(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not alive(process.pid)
+    for number in left:
+        os.kill(number, signal.SIGKILL)
+    assert not left
 
 
 def test_interrupted_run_ends_as_an_undisturbed_one(tmp_path, music):

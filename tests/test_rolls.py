@@ -6,7 +6,9 @@ import hashlib
 import http.server
 import shutil
 import threading
+import time
 import typing
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -308,6 +310,20 @@ def test_bach_is_read_once_and_holds_each_piece_once():
     assert len({(len(p), p.tobytes()) for p in pieces}) == len(pieces)
     assert max(int(p.sum(1).max()) for p in pieces) == 4  # four voices
     assert 3.5 < np.mean([p.sum(1).mean() for p in pieces]) < 4
+
+
+def test_those_who_come_at_once_read_bach_once(monkeypatch):
+    def slowly():
+        read.append(1)
+        time.sleep(0.3)
+        return corpus()
+
+    read, said = [], []
+    monkeypatch.setattr(rolls, "_chorales", slowly)
+    with ThreadPoolExecutor(3) as pool:
+        found = [*pool.map(lambda _: rolls.load("bach", say=said.append), range(3))]
+    assert (len(read), len(said)) == (1, 1)
+    assert {one.digest() for one in found} == {corpus().digest()}
 
 
 def test_unknown_corpus_lists_the_known():

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from scipy import stats
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conftest import assert_bit_equal, assert_close_to_float64, assert_distribution, assert_mean
 from noisin import Bernoulli, Gaussian, Laplace, native, streams
@@ -97,13 +98,14 @@ def test_numbers_have_their_laws():
     assert_mean(factor, 1.0, math.sqrt(0.7 / 0.3))
 
 
-@pytest.mark.parametrize("other", ["neighbour", "next seed", "far seed", "next call"])
+@pytest.mark.parametrize("other", ["neighbour", "other half", "next seed", "far seed", "next call"])
 def test_numbers_do_not_know_each_other(other):
     size = 200_000
     stream = Stream(CPU, 5)
     one = randn(stream, size)
     two = {
         "neighbour": lambda: one.roll(1),
+        "other half": lambda: one.roll(HALF),  # of the same radius
         "next seed": lambda: randn(Stream(CPU, 6), size),
         "far seed": lambda: randn(Stream(CPU, 5 + 2**32), size),
         "next call": lambda: randn(stream, size),
@@ -142,6 +144,20 @@ def test_a_stream_is_a_generator_to_the_rest_of_torch():
     assert isinstance(stream, torch.Generator)
     assert stream.device == CPU
     assert_bit_equal(torch.randperm(20, generator=stream), torch.randperm(20, generator=plain))
+
+
+def test_a_seed_that_is_set_again_begins_anew():
+    stream = Stream(CPU, 11)
+    first = randn(stream, 5), torch.rand(5, generator=stream)
+    assert stream.manual_seed(11) is stream
+    assert_bit_equal((randn(stream, 5), torch.rand(5, generator=stream)), first)
+
+
+def test_numbers_are_where_they_are_asked_for():
+    drawn = Gaussian(1.0).sample((2,), generator=Stream(CPU, 1), device="meta")
+    assert drawn.device.type == "meta"
+    with FakeTensorMode():
+        assert randn(Stream(CPU, 1), 2, 3).shape == (2, 3)
 
 
 def test_an_empty_draw_is_empty():

@@ -88,7 +88,7 @@ def assert_plain(layer, x, hx, draws, lengths, results):
         plain_with_gradients(layer, x, hx, draws, lengths, dtype)
         for dtype in (torch.float32, torch.float64)
     ]
-    assert_close_to_float64(actual, *others)
+    assert_close_to_float64(actual, *others, pooled=True)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from noisin import native
 
+Device = torch.device | str | None
 LONGEST = 2**33  # numbers of a draw that a counter of 32 bits tells apart, two at a time
 
 
@@ -39,7 +40,8 @@ _DRAW = _load()
 class Stream(torch.Generator):
     """A generator of one seed, whose uniform and normal float32 on a CPU come from a counter.
 
-    To all other functions of torch it is an ordinary generator of that seed.
+    To all other functions of torch it is an ordinary generator of that seed, and its state is that
+    of this one alone.
 
     Args:
         device: where to draw.
@@ -52,23 +54,32 @@ class Stream(torch.Generator):
 
     def __init__(self, device: torch.device, seed: int) -> None:
         self.manual_seed(seed)
+
+    def manual_seed(self, seed: int) -> Stream:
+        """Begin anew."""
+        super().manual_seed(seed)
         self._seed, self._calls = seed, 0
+        return self
 
-    def rand(self, size: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def rand(self, size: Sequence[int], dtype: torch.dtype, device: Device = None) -> Tensor:
         """Draw U[0, 1), multiples of 2^-24 as torch's."""
-        return self._filled(0, size, dtype)
+        return self._filled(0, size, dtype, device)
 
-    def randn(self, size: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def randn(self, size: Sequence[int], dtype: torch.dtype, device: Device = None) -> Tensor:
         """Draw N(0, 1) by Box and Muller's transform."""
-        return self._filled(1, size, dtype)
+        return self._filled(1, size, dtype, device)
 
-    def _filled(self, normal: int, size: Sequence[int], dtype: torch.dtype) -> Tensor:
-        served = dtype == torch.float32 and self.device.type == "cpu"
+    def _filled(
+        self, normal: int, size: Sequence[int], dtype: torch.dtype, device: Device
+    ) -> Tensor:
+        device = self.device if device is None else torch.device(device)
+        served = dtype == torch.float32 and device.type == self.device.type == "cpu"
         if _DRAW is None or not served or math.prod(size) > LONGEST:
             draw = torch.randn if normal else torch.rand
-            return draw(tuple(size), generator=self, dtype=dtype, device=self.device)
-        drawn = torch.empty(tuple(size), dtype=dtype, device=self.device)
-        shared = native.in_threads()
-        _DRAW(self._seed, self._calls, normal, drawn.numel(), drawn.data_ptr(), *shared.values())
+            return draw(tuple(size), generator=self, dtype=dtype, device=device)
+        drawn = torch.empty(tuple(size), dtype=dtype, device=device)
+        if type(drawn) is Tensor:  # and none without numbers
+            at = self._seed, self._calls, normal, drawn.numel(), drawn.data_ptr()
+            _DRAW(*at, *native.in_threads().values())
         self._calls += 1
         return drawn

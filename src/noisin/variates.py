@@ -24,7 +24,7 @@ def rand(
 ) -> Tensor:
     """Draw U[0, 1)."""
     if isinstance(generator, Stream):
-        return generator.rand(size, dtype)
+        return generator.rand(size, dtype, device)
     return torch.rand(tuple(size), **source(generator), dtype=dtype, device=device)
 
 
@@ -36,7 +36,7 @@ def randn(
 ) -> Tensor:
     """Draw N(0, 1)."""
     if isinstance(generator, Stream):
-        return generator.randn(size, dtype)
+        return generator.randn(size, dtype, device)
     return torch.randn(tuple(size), **source(generator), dtype=dtype, device=device)
 
 

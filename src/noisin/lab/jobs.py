@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.queues import Queue
@@ -139,20 +137,18 @@ def _do(
     context = starting.context(__name__)
     told, stop = context.Queue(), context.Event()
     begun_with = told, stop, data_dir, dict(os.environ)
-    with (
-        ProcessPoolExecutor(processes, context, _begin, begun_with) as pool,
-        Display(sum(map(len, groups)), console) as display,
-    ):
-        with deaf():  # the workers inherit it: Ctrl-C reaches this process alone
-            futures = {pool.submit(_run, group, accelerator): group for group in groups}
-        pending: set[Future[list[Record | None]]] = set(futures)
+    with ProcessPoolExecutor(processes, context, _begin, begun_with) as pool:
         try:
-            while pending:
-                done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                display.show(_emptied(told))
-                for future in done:
-                    for job, record in zip(futures[future], future.result(), strict=True):
-                        display.finish(job, record)
+            with starting.unheard():
+                futures = {pool.submit(_run, group, accelerator): group for group in groups}
+            with Display(sum(map(len, groups)), console) as display:
+                pending: set[Future[list[Record | None]]] = set(futures)
+                while pending:
+                    done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                    display.show(_emptied(told))
+                    for future in done:
+                        for job, record in zip(futures[future], future.result(), strict=True):
+                            display.finish(job, record)
         except BrokenProcessPool:
             raise LabError(
                 "a worker process was killed, perhaps for want of memory; "
@@ -160,22 +156,12 @@ def _do(
             ) from None
         except BaseException as error:
             stop.set()
-            with deaf():
+            with starting.deaf():
                 console.print("stopping: each run finishes its update and writes its checkpoint")
                 pool.shutdown(cancel_futures=True)
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted from None
             raise
-
-
-@contextmanager
-def deaf() -> Iterator[None]:
-    """Ignore Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _begin(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.context import ForkServerContext, SpawnContext
 
 import torch
@@ -13,17 +16,48 @@ import torch
 def context(*modules: str) -> ForkServerContext | SpawnContext:
     """Return what starts processes.
 
-    Where there is fork, the first process takes seconds, to import, and all later ones of this
-    command take none. This process itself is not forked: its threads would not be there.
+    On Linux the first process takes seconds, to import, and all later ones of this command take
+    none. This process itself is not forked: its threads would not be there. Elsewhere there is no
+    fork, or libraries of the system that do not bear it.
 
     Args:
         modules: what the processes will need.
     """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+    if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(list(modules))
     return found
+
+
+@contextmanager
+def deaf() -> Iterator[None]:
+    """Ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Start processes that will not hear Ctrl-C; where it comes meanwhile, it counts at the end.
+
+    What this thread blocks is blocked in the processes, too. Another thread may hear it here.
+    """
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    masks = hasattr(signal, "pthread_sigmask")
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else set()
+    try:
+        yield
+    finally:
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.signal(signal.SIGINT, before)
+    if heard:
+        signal.raise_signal(signal.SIGINT)
 
 
 def begin(environment: dict[str, str]) -> None:

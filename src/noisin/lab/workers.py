@@ -18,7 +18,7 @@ from rich.console import Console
 
 from noisin.lab import LabError, starting, tasks, turns
 from noisin.lab.config import Accelerator
-from noisin.lab.jobs import Display, Interrupted, deaf
+from noisin.lab.jobs import Display, Interrupted
 from noisin.lab.sweep import Sweep, Worker
 from noisin.lab.task import Stopped
 from noisin.lab.trainer import Progress
@@ -56,28 +56,25 @@ def do(
     """
     context = starting.context(__name__)
     told, stop = context.Queue(), context.Event()
-    given = sweep, data_dir, replicas, accelerator
-    with deaf():  # the workers inherit it: Ctrl-C reaches this process alone
-        workers = [
-            context.Process(target=_work, args=(*given, told, stop, dict(os.environ)))
-            for _ in range(processes)
-        ]
-        for worker in workers:
-            worker.start()
+    given = sweep, data_dir, replicas, accelerator, told, stop, dict(os.environ)
+    workers = [context.Process(target=_work, args=given) for _ in range(processes)]
     reasons: list[str] = []
-    with Display(0, console) as display:
-        try:
+    try:
+        with starting.unheard():
+            for worker in workers:
+                worker.start()
+        with Display(0, console) as display:
             while any(worker.is_alive() for worker in workers):
                 reasons += _show(told, display, console, ended)
                 time.sleep(0.2)
-        except KeyboardInterrupt:
-            stop.set()
-            with deaf():
-                console.print("stopping: each run finishes its update and gives its trial back")
-                for worker in workers:
-                    worker.join()
-            raise Interrupted from None
-        reasons += _show(told, display, console, ended)
+            reasons += _show(told, display, console, ended)
+    except KeyboardInterrupt:
+        stop.set()
+        with starting.deaf():
+            console.print("stopping: each run finishes its update and gives its trial back")
+            for worker in workers:
+                worker.join()
+        raise Interrupted from None
     _check(workers, reasons)
 
 
