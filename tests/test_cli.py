@@ -242,6 +242,7 @@ def start(words, folder, env):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever ignored it
     )
 
 
@@ -274,8 +275,11 @@ def test_it_stops_when_asked_to_while_its_workers_begin(tmp_path, music):
         assert "to do" in said
         time.sleep(0.3)
         os.killpg(process.pid, signal.SIGINT)
+        try:
+            assert process.wait(timeout=60) == 130
+        finally:
+            process.kill()  # and with it its workers
         said += output.read()
-    assert process.wait(timeout=60) == 130, said
     assert "Traceback" not in said
 
 
