@@ -18,7 +18,7 @@ from torch import Tensor
 
 from noisin.shapes import Float
 from noisin.spread import Learned, positive
-from noisin.variates import floating, gamma, log_gamma, rand, randn, uniform, wide
+from noisin.variates import floating, gamma, log_gamma, numbers, uniform, wide
 
 
 @dataclass(frozen=True, repr=False)
@@ -161,7 +161,7 @@ class Gaussian(Law):
 
     def standard(self, size, generator, dtype, device) -> Tensor:
         """Draw N(0, 1)."""
-        return randn(size, generator, dtype, device)
+        return numbers("randn", size, generator, dtype, device)
 
 
 class Logistic(Law):
@@ -228,7 +228,7 @@ class Uniform(Law):
 
     def standard(self, size, generator, dtype, device) -> Tensor:
         """Draw uniform on [-√3, √3]."""
-        u = rand(size, generator, dtype, device)
+        u = numbers("rand", size, generator, dtype, device)
         return u.mul_(2).sub_(1).mul_(math.sqrt(3))
 
 
@@ -283,7 +283,7 @@ class ChiSquare(Law):
     def standard(self, size, generator, dtype, device) -> Tensor:
         """Draw 2 · Gamma(k/2, 1), less its mean k, over its standard deviation √(2k); 1 is Z²."""
         if self.df == 1:
-            z = randn(size, generator, dtype, device)
+            z = numbers("randn", size, generator, dtype, device)
             return z.square_().sub_(1).mul_(math.sqrt(0.5))
         chi2 = 2 * gamma(self.df / 2, size, generator, dtype, device)
         return (chi2 - self.df) / math.sqrt(2 * self.df)
@@ -316,7 +316,7 @@ class Beta(Law):
     def standard(self, size, generator, dtype, device) -> Tensor:
         """Draw X = G₁/(G₁ + G₂) from two gammas, standardized; for ½, ½ that is √2·cos(πu)."""
         if self.a == self.b == 0.5:
-            u = rand(size, generator, dtype, device)
+            u = numbers("rand", size, generator, dtype, device)
             return torch.cos(math.pi * u) * math.sqrt(2)
         total = self.a + self.b
         odds = log_gamma(self.a, size, generator, dtype, device)
@@ -384,7 +384,7 @@ class Bernoulli(Law):
 
     def _mask(self, size: Sequence[int], generator: Any, dtype: torch.dtype, device: Any) -> Tensor:
         """Draw b/p."""
-        u = rand(size, generator, dtype, device)
+        u = numbers("rand", size, generator, dtype, device)
         return u.lt_(self.keep).div_(self.keep)
 
     def __str__(self) -> str:

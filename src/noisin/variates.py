@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,28 +16,17 @@ def source(generator: torch.Generator | None) -> dict[str, Any]:
     return {} if generator is None else {"generator": generator}
 
 
-def rand(
+def numbers(
+    kind: Literal["rand", "randn"],
     size: Sequence[int],
     generator: torch.Generator | None,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Draw U[0, 1)."""
+    """Draw U[0, 1) or N(0, 1), as torch's function of that name does."""
     if isinstance(generator, Stream):
-        return generator.rand(size, dtype, device)
-    return torch.rand(tuple(size), **source(generator), dtype=dtype, device=device)
-
-
-def randn(
-    size: Sequence[int],
-    generator: torch.Generator | None,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:
-    """Draw N(0, 1)."""
-    if isinstance(generator, Stream):
-        return generator.randn(size, dtype, device)
-    return torch.randn(tuple(size), **source(generator), dtype=dtype, device=device)
+        return getattr(generator, kind)(size, dtype, device)
+    return getattr(torch, kind)(tuple(size), **source(generator), dtype=dtype, device=device)
 
 
 def uniform(
@@ -47,7 +36,7 @@ def uniform(
     device: torch.device,
 ) -> Tensor:
     """Draw U(0, 1) without 0 and 1, so that logarithms of u and 1 - u are finite."""
-    u = rand(size, generator, dtype, device)
+    u = numbers("rand", size, generator, dtype, device)
     return u.clamp_(min=torch.finfo(dtype).eps / 4)
 
 

@@ -1,6 +1,5 @@
 /* Uniform and normal numbers of a seed, by Threefry-2x32 of 20 rounds: number n is a function of n,
-   so that numbers are drawn in any order, by any number of threads. noisin.streams has its twin in
-   Python. */
+   so that numbers are drawn in any order, by any number of threads. noisin.streams calls it. */
 
 #include "numbers.h"
 
