@@ -333,6 +333,7 @@ def test_every_kernel_compiles(arch, tmp_path):
     assert {one["kernel"] for one in found} == {
         *("forward", "emit_state", "absorb_state", "backward"),
         *("step", "project", "step_back", "project_back", "send_back"),
+        *("all_steps", "all_steps_back"),
     }
     for one in found:
         assert one["shared"] <= 99 * 1024, one

@@ -55,10 +55,12 @@ def test_low_precision_is_no_worse_than_the_plain_loop(dtype, kind, row):
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+@pytest.mark.parametrize("persistent", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ALL_KINDS)
-def test_real_sizes_on_a_gpu(kind, dtype):
+def test_real_sizes_on_a_gpu(kind, dtype, persistent, monkeypatch):
     """The plain loop on the same GPU is what it is compared with, TF32 off."""
+    monkeypatch.setattr(cuda, "persistent", persistent)
     layer = make(kind, 650, 650, noise=NOISE, device=DEVICE, dtype=dtype)
     x = seeded(35, 20, 650).to(DEVICE, dtype).requires_grad_()
     hx = [seeded(*z.shape).to(DEVICE, dtype).requires_grad_() for z in zeros(layer, x)]
@@ -117,13 +119,13 @@ def test_replicas_are_each_call_alone(kind, row, options):
 def test_replicas_share_launches(monkeypatch):
     """A step of all of them is one launch, each way, whatever their number."""
     launches = []
-    launch = triton_walk._Launch.__call__
+    launch = triton_walk.Launch.__call__
 
     def counted(self, t, *more):
         launches.append(self._grid[2])
         return launch(self, t, *more)
 
-    monkeypatch.setattr(triton_walk._Launch, "__call__", counted)
+    monkeypatch.setattr(triton_walk.Launch, "__call__", counted)
     for count in (1, 3):
         launches.clear()
         pulled_back(*together(several(lambda: made("LSTM", NOISE, 4, 3, 3, 5), count)))

@@ -2,7 +2,8 @@
 
 ``python triton_compiled.py ARCH CACHE`` drives whole calls on tensors of the CPU, on a driver that
 launches nothing, and prints what was compiled as JSON. What would be launched is checked on the
-way: one launch a step (two with a projection), of arguments that differ in the step alone.
+way: one launch a step (two with a projection), of arguments that differ in the step alone, or one
+launch each way, of programs that start together.
 """
 
 import json
@@ -31,6 +32,9 @@ CALLS = [  # what is launched, cell, B, H, dtype of operands, and what else ther
     ("walk", "LSTM", 20, 650, FLOAT, {"projected": 300, "noise": "fresh"}),
     ("walk", "GRU", 20, 650, FLOAT, {"noise": "held", "reverse": True}),
     ("walk", "RNN_TANH", 20, 650, HALF, {"noise": "fresh"}),
+    *(("persistent", "LSTM", 20, 650, one, {"noise": "fresh"}) for one in (FLOAT, BFLOAT, HALF)),
+    ("persistent", "LSTM", 20, 650, FLOAT, {"projected": 300}),
+    ("persistent", "GRU", 20, 650, FLOAT, {"noise": "untied", "reverse": True}),
     ("steps", "LSTM", 20, 650, FLOAT, {"noise": "fresh", "lengths": [T] * 20}),
     ("steps", "GRU", 20, 650, BFLOAT, {"noise": "fresh"}),
 ]
@@ -102,9 +106,9 @@ def run(way, call):
     LAUNCHES.clear()
     COMPILED.clear()
     b, g = call.buffers, call.gradients
-    if way == "walk":
-        triton_walk.Walk([call.forward]).forward()
-        triton_walk.Walk([call.backward]).backward()
+    if way != "steps":
+        triton_walk.Walk([call.forward], way == "persistent").forward()
+        triton_walk.Walk([call.backward], way == "persistent").backward()
         return [name for name, *_ in LAUNCHES]
     forward, backward = triton_walk.Steps(b), triton_walk.Steps(b, g)
     product = torch.empty_like(b.gates[0])
@@ -121,6 +125,8 @@ def expected(way, call):
     """The names of the kernels that a call launches."""
     if way == "steps":
         return ["forward", "emit_state"] * T + ["absorb_state", "backward"] * T
+    if way == "persistent":
+        return ["all_steps", "all_steps_back"]
     projected = call.projection is not None
     forward = ["step", "project"] if projected else ["step"]
     backward = ["step_back", "project_back"] if projected else ["step_back"]
@@ -140,6 +146,7 @@ def resources(binary):
 def main():
     torch.set_num_threads(1)
     triton.runtime.driver.set_active(Driver())
+    triton_walk.multiprocessors = lambda device: 132
     found = []
     for way, mode, batch, hidden, dtype, options in CALLS:
         call = called(mode, (T, batch, hidden), operands=dtype, half=dtype, **options)

@@ -14,6 +14,13 @@ from noisin.fused.recurrent import Call, Drawn
 if TYPE_CHECKING:
     from noisin.fused.triton_walk import Steps, Walk
 
+persistent = False
+"""Whether all steps of a layer are one launch each way, where a GPU can run its programs at once.
+
+Else a step is a launch, with the same results. Neither form has been timed yet: where it is not
+set, a launch a step serves.
+"""
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -35,7 +42,7 @@ def walk(calls: Sequence[Call]) -> Walk | None:
     """Return what takes all steps of some calls at once, or None; arguments as of ``cpu.walk``."""
     from noisin.fused.triton_walk import Walk
 
-    return None if any(isinstance(one.product, Drawn) for one in calls) else Walk(calls)
+    return None if any(isinstance(one.product, Drawn) for one in calls) else Walk(calls, persistent)
 
 
 def steps(buffers: Buffers, gradients: Gradients | None) -> Steps:

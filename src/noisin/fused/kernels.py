@@ -1,9 +1,10 @@
-"""A step of the recurrence as Triton kernels, forward and back.
+"""The recurrence as Triton kernels, forward and back.
 
-Four kernels are a step without its matrix products. The others also take the products, so that a
-step without a projection is one launch each way. A launch changes nothing that another program of
-it reads: what passes from unit to unit, z_t and the gradients of the products, lies in memory of
-its own for each step.
+Four kernels are a step without its matrix products. Five also take the products, so that a step
+without a projection is one launch each way. A launch changes nothing that another program of it
+reads: what passes from unit to unit, z_t and the gradients of the products, lies in memory of its
+own for each step. Two more take all steps in one launch, whose programs wait for each other where
+the others end a launch.
 
 A matrix keeps its dtype, what it is multiplied with is rounded to that, and sums are float32. For
 letters, and for what ``c``, ``t`` and a tile are, see ``noisin.fused.triton_cells``.
@@ -196,3 +197,52 @@ def send_back(c, t, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.co
     tile = tile_of(c, c.state, BLOCK_B, BLOCK_H)
     total = load(c, c.grad_state, t, tile) + _sent(c, t, tile, BLOCK_K)
     store(c, c.grad_state, t, tile, total)
+
+
+# All steps.
+
+
+@triton.jit
+def _meet(arrived, meeting):
+    """Wait until all programs of a replica have come here.
+
+    What they wrote before can be read behind it. All of them must run at once, or none goes on.
+
+    Args:
+        arrived: how many have come, of all meetings; 0 at the launch; one number a replica.
+        meeting: the how many-th it is, from 1.
+    """
+    count = arrived + tl.program_id(2)
+    expected = meeting * tl.num_programs(0) * tl.num_programs(1)
+    tl.debug_barrier()  # all threads of this program have written
+    tl.atomic_add(count, 1, sem="release", scope="gpu")
+    while tl.atomic_add(count, 0, sem="acquire", scope="gpu") < expected:
+        pass
+    tl.debug_barrier()  # none of them reads too early
+
+
+@triton.jit
+def all_steps(c, arrived, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr):
+    """``step``, and ``project`` if there is a projection, for one t after the other."""
+    phases: tl.constexpr = 1 if c.projection.at is None else 2
+    for k in range(c.steps):
+        t = c.steps - 1 - k if c.reverse else k
+        step(c, t, BLOCK_B, BLOCK_H, BLOCK_K)
+        _meet(arrived, phases * k + 1)
+        if c.projection.at is not None:
+            project(c, t, BLOCK_B, BLOCK_H, BLOCK_K)
+            _meet(arrived, phases * k + 2)
+
+
+@triton.jit
+def all_steps_back(c, arrived, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr):
+    """``step_back`` and ``project_back`` likewise, and ``send_back`` at the end."""
+    phases: tl.constexpr = 1 if c.projection.at is None else 2
+    for k in range(c.steps):
+        t = k if c.reverse else c.steps - 1 - k
+        step_back(c, t, BLOCK_B, BLOCK_H, BLOCK_K)
+        _meet(arrived, phases * k + 1)
+        if c.projection.at is not None:
+            project_back(c, t, BLOCK_B, BLOCK_H, BLOCK_K)
+            _meet(arrived, phases * k + 2)
+    send_back(c, c.steps - 1 if c.reverse else 0, BLOCK_B, BLOCK_H, BLOCK_K)

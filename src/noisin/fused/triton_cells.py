@@ -35,7 +35,7 @@ def gate_of(c, tile, g):
 def at_step(c, x, t):
     """Return where step t of x lies, x of the replica that this program works for."""
     own = x.at + tl.program_id(2).to(tl.int64) * x.apart
-    return own if x.held else own + t.to(tl.int64) * c.batch * x.width
+    return own if x.held else own + tl.cast(t, tl.int64) * c.batch * x.width
 
 
 @triton.jit

@@ -1,9 +1,9 @@
 """The recurrence by the Triton kernels of ``noisin.fused.kernels``.
 
 ``Steps`` is one step without its matrix products, ``Walk`` all steps with them: a launch a step and
-way, or two with a projection, and one more at the end of the way back. A walk may take several
-calls of one shape at once, *replicas*, in the same number of launches. Importing this module
-imports Triton.
+way, or two with a projection, and one more at the end of the way back; or else one launch each way,
+*persistent*, where the GPU has room for all its programs at once. A walk may take several calls of
+one shape at once, *replicas*, in the same number of launches. Importing this module imports Triton.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from triton import cdiv
 from triton.language import constexpr
 
 from noisin.fused import kernels
 from noisin.fused.buffers import Buffers, Gradients
 from noisin.fused.recurrent import Call
+from noisin.fused.triton_launch import POINTWISE, Launch, blocks, multiprocessors, run
 
 
 class Rows(NamedTuple):
@@ -130,10 +130,10 @@ class Steps:
 
     def __init__(self, buffers: Buffers, gradients: Gradients | None = None) -> None:
         told = _told([buffers], [gradients])
-        self._forward = _Launch(kernels.forward, told, told.hidden, _POINTWISE)
-        self._emit = _Launch(kernels.emit_state, told, told.state, _POINTWISE)
-        self._absorb = _Launch(kernels.absorb_state, told, told.state, _POINTWISE)
-        self._backward = _Launch(kernels.backward, told, told.hidden, _POINTWISE)
+        self._forward = Launch(kernels.forward, told, told.hidden, POINTWISE)
+        self._emit = Launch(kernels.emit_state, told, told.state, POINTWISE)
+        self._absorb = Launch(kernels.absorb_state, told, told.state, POINTWISE)
+        self._backward = Launch(kernels.backward, told, told.hidden, POINTWISE)
 
     def forward(self, t: int, product: Tensor) -> None:
         """From W_hh h_{t-1} to h_t before a projection."""
@@ -159,14 +159,15 @@ class Walk:
         calls: of one shape, with the same kinds of noise. Buffers and gradients are in float32;
             biases, noise, h0, c0 and ``out`` may be in half precision. What a matrix is multiplied
             with is rounded to its dtype.
+        persistent: whether all steps are one launch where its programs can run at once.
     """
 
-    def __init__(self, calls: Sequence[Call]) -> None:
+    def __init__(self, calls: Sequence[Call], persistent: bool = False) -> None:
         products = [call.product for call in calls]
         first = products[0]
         noise = [one for one in (first.factor, first.offset) if one is not None]
         draws = max([one.shape[-1] // first.weight.shape[-1] for one in noise], default=1)
-        self._noises, self._replicas = draws * len(noise), len(calls)
+        self._noises, self._replicas, self._persistent = draws * len(noise), len(calls), persistent
         self._steps = calls[0].buffers.steps
         told = _told([call.buffers for call in calls], [call.gradients for call in calls])
         self._told = told._replace(
@@ -180,23 +181,46 @@ class Walk:
     def forward(self) -> None:
         """From W_ih x and the first state to the outputs and the last state."""
         told, gates = self._told, self._told.gate_count.value
+        if self._at_once(kernels.all_steps, gates, self._noises):
+            return
         launches = [self._launch(kernels.step, told.hidden, told.weight, gates, self._noises)]
         if told.projection.at is not None:
             launches.append(self._launch(kernels.project, told.state, told.projection))
-        _run(launches, self._steps)
+        run(launches, self._steps)
 
     def backward(self) -> None:
         """From the gradients of those to what arrives at the products of each step."""
         told = self._told
+        if self._at_once(kernels.all_steps_back):
+            return
         launches = [self._launch(kernels.step_back, told.state, told.weight)]
         if told.projection.at is not None:
             launches.append(self._launch(kernels.project_back, told.hidden, told.projection))
-        _run(launches, self._steps[::-1])
-        _run([self._launch(kernels.send_back, told.state, told.weight)], self._steps[:1])
+        run(launches, self._steps[::-1])
+        run([self._launch(kernels.send_back, told.state, told.weight)], self._steps[:1])
+
+    def _at_once(self, kernel: Any, products: int = 1, noises: int = 0) -> bool:
+        """Take all steps in one launch, or return that there is no room for its programs."""
+        told = self._told
+        if not self._persistent or told.states.at is None:
+            return False
+        widest = max(told.hidden, told.state, key=lambda units: units.value)
+        launch = self._launch(kernel, widest, told.weight, products, noises, cooperative=True)
+        device = told.states.at.device
+        if launch.programs > multiprocessors(device):
+            return False
+        launch(torch.zeros(self._replicas, dtype=torch.int32, device=device))
+        return True
 
     def _launch(
-        self, kernel: Any, units: constexpr, matrix: Rows, products: int = 1, noises: int = 0
-    ) -> _Launch:
+        self,
+        kernel: Any,
+        units: constexpr,
+        matrix: Rows,
+        products: int = 1,
+        noises: int = 0,
+        cooperative: bool = False,
+    ) -> Launch:
         """Return the launch of a kernel with a product.
 
         Args:
@@ -205,104 +229,14 @@ class Walk:
             matrix: what is multiplied with.
             products: how many products a program makes at once.
             noises: how many factors and offsets act on what the matrix is multiplied with.
+            cooperative: whether the programs wait for each other.
         """
         assert matrix.at is not None
         column, row = products * matrix.at.element_size(), 4 * (1 + noises)
         tile = blocks(self._told.batch, units.value, column, row, self._replicas)
-        return _Launch(kernel, self._told, units, tile, self._replicas)
-
-
-class _Launch:
-    """A kernel that one call launches again and again.
-
-    At the first launch Triton looks at every argument and picks what it compiled for such. Nothing
-    of that changes with the step, so the others take it from there, and addresses for tensors.
-
-    Args:
-        kernel: of ``noisin.fused.kernels``.
-        told: what it reads and writes.
-        units: which programs share among them, H or P.
-        options: blocks of the kernel, in its order, and how it is compiled.
-        replicas: how many calls this is.
-    """
-
-    def __init__(
-        self,
-        kernel: Any,
-        told: Told,
-        units: constexpr,
-        options: dict[str, int | bool],
-        replicas: int = 1,
-    ) -> None:
-        rows, columns = options["BLOCK_B"], options["BLOCK_H"]
-        self._grid = cdiv(told.batch, rows), cdiv(units.value, columns), replicas
-        self._kernel, self._told, self._options = kernel, told, options
-        self._blocks = [size for name, size in options.items() if name.startswith("BLOCK")]
-        self._compiled = self._addresses = None
-
-    def __call__(self, t: int, *more: Tensor) -> None:
-        states = self._told.states.at
-        if states is None:  # no sequences
-            return
-        with torch.cuda.device_of(states):
-            if self._compiled is None:
-                compiled = self._kernel[self._grid](self._told, t, *more, **self._options)
-                if compiled is not None:  # Triton's interpreter has nothing to show
-                    self._compiled = compiled[self._grid]
-                    self._addresses = _addresses(self._told)
-            else:
-                self._compiled(self._addresses, t, *more, *self._blocks)
-
-
-def _run(launches: list[_Launch], steps: range) -> None:
-    for t in steps:
-        for launch in launches:
-            launch(t)
-
-
-def _addresses(value: Any) -> Any:
-    """Return nested tuples with an address for each tensor in them."""
-    if isinstance(value, Tensor):
-        return value.data_ptr()
-    if isinstance(value, Rows | Told):
-        return type(value)(*map(_addresses, value))
-    return value
-
-
-_POINTWISE = {"BLOCK_B": 2, "BLOCK_H": 64, "num_warps": 1, "enable_fp_fusion": True}
-_TILES = ((32, 64), (32, 32), (16, 32), (16, 16))  # 16: what a product of tiles takes at least
-_ENOUGH = 66  # programs, half of the multiprocessors of an H100
-_SHARED = 88 * 1024  # bytes of shared memory for tiles; all devices from sm_80 on have 99 KiB
-
-
-def blocks(
-    batch: int, units: int, column: int, row: int, replicas: int = 1
-) -> dict[str, int | bool]:
-    """Return which tile a program has, and how it is computed.
-
-    It is the largest whose programs occupy half of a large GPU, or else the smallest.
-
-    Args:
-        batch: B.
-        units: which programs share among them.
-        column: bytes a unit brings to each addend of its products.
-        row: bytes a sequence brings.
-        replicas: calls at once.
-    """
-
-    def programs(tile: tuple[int, int]) -> int:
-        return -(-batch // tile[0]) * -(-units // tile[1]) * replicas
-
-    rows, columns = next((tile for tile in _TILES if programs(tile) >= _ENOUGH), _TILES[-1])
-    addend = 2 * (rows * row + columns * column)  # two tiles at a time, one on its way
-    return {
-        "BLOCK_B": rows,
-        "BLOCK_H": columns,
-        "BLOCK_K": next((depth for depth in (128, 64, 32) if addend * depth <= _SHARED), 16),
-        "num_warps": 4 if rows * columns <= 512 else 8,
-        "num_stages": 3,
-        "enable_fp_fusion": True,
-    }
+        if cooperative:
+            tile = {**tile, "launch_cooperative_grid": True}
+        return Launch(kernel, self._told, units, tile, self._replicas)
 
 
 def _told(buffers: Sequence[Buffers], gradients: Sequence[Gradients | None]) -> Told:

@@ -1,0 +1,118 @@
+"""Launches of Triton kernels: which tile a program has, and one launch again and again."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from triton.language import constexpr
+
+if TYPE_CHECKING:
+    from noisin.fused.triton_walk import Told
+
+
+class Launch:
+    """A kernel that one call launches again and again.
+
+    At the first launch Triton looks at every argument and picks what it compiled for such. Nothing
+    of that changes with the step, so the others take it from there, and addresses for tensors.
+
+    Args:
+        kernel: of ``noisin.fused.kernels``.
+        told: what it reads and writes.
+        units: which programs share among them, H or P.
+        options: blocks of the kernel, in its order, and how it is compiled.
+        replicas: how many calls this is.
+    """
+
+    def __init__(
+        self,
+        kernel: Any,
+        told: Told,
+        units: constexpr,
+        options: dict[str, int | bool],
+        replicas: int = 1,
+    ) -> None:
+        rows, columns = options["BLOCK_B"], options["BLOCK_H"]
+        self._grid = -(-told.batch // rows), -(-units.value // columns), replicas
+        self._kernel, self._told, self._options = kernel, told, options
+        self._blocks = [size for name, size in options.items() if name.startswith("BLOCK")]
+        self._compiled = self._addresses = None
+
+    @property
+    def programs(self) -> int:
+        """How many programs it starts."""
+        return prod(self._grid)
+
+    def __call__(self, *given: int | Tensor) -> None:
+        """Launch it, with a step or with what all programs count on."""
+        states = self._told.states.at
+        if states is None:  # no sequences
+            return
+        with torch.cuda.device_of(states):
+            if self._compiled is None:
+                compiled = self._kernel[self._grid](self._told, *given, **self._options)
+                if compiled is not None:  # Triton's interpreter has nothing to show
+                    self._compiled = compiled[self._grid]
+                    self._addresses = _addresses(self._told)
+            else:
+                self._compiled(self._addresses, *given, *self._blocks)
+
+
+def run(launches: list[Launch], steps: range) -> None:
+    """Launch all of a step, one step after the other."""
+    for t in steps:
+        for launch in launches:
+            launch(t)
+
+
+def _addresses(value: Any) -> Any:
+    """Return nested tuples with an address for each tensor in them."""
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    if isinstance(value, tuple):  # a named one
+        return type(value)(*map(_addresses, value))
+    return value
+
+
+POINTWISE = {"BLOCK_B": 2, "BLOCK_H": 64, "num_warps": 1, "enable_fp_fusion": True}
+_TILES = ((32, 64), (32, 32), (16, 32), (16, 16))  # 16: what a product of tiles takes at least
+_ENOUGH = 66  # programs, half of the multiprocessors of an H100
+_SHARED = 88 * 1024  # bytes of shared memory for tiles; all devices from sm_80 on have 99 KiB
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Return how many programs a GPU runs at once at the least."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def blocks(
+    batch: int, units: int, column: int, row: int, replicas: int = 1
+) -> dict[str, int | bool]:
+    """Return which tile a program has, and how it is computed.
+
+    It is the largest whose programs occupy half of a large GPU, or else the smallest.
+
+    Args:
+        batch: B.
+        units: which programs share among them.
+        column: bytes a unit brings to each addend of its products.
+        row: bytes a sequence brings.
+        replicas: calls at once.
+    """
+
+    def programs(tile: tuple[int, int]) -> int:
+        return -(-batch // tile[0]) * -(-units // tile[1]) * replicas
+
+    rows, columns = next((tile for tile in _TILES if programs(tile) >= _ENOUGH), _TILES[-1])
+    addend = 2 * (rows * row + columns * column)  # two tiles at a time, one on its way
+    return {
+        "BLOCK_B": rows,
+        "BLOCK_H": columns,
+        "BLOCK_K": next((depth for depth in (128, 64, 32) if addend * depth <= _SHARED), 16),
+        "num_warps": 4 if rows * columns <= 512 else 8,
+        "num_stages": 3,
+        "enable_fp_fusion": True,
+    }
