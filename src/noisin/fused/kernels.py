@@ -225,24 +225,28 @@ def _meet(arrived, meeting):
 def all_steps(c, arrived, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr):
     """``step``, and ``project`` if there is a projection, for one t after the other."""
     phases: tl.constexpr = 1 if c.projection.at is None else 2
-    for k in range(c.steps):
+    k = 0
+    while k < c.steps:  # not ``for``: interpreters before Triton 3.7 have no range of what is given
         t = c.steps - 1 - k if c.reverse else k
         step(c, t, BLOCK_B, BLOCK_H, BLOCK_K)
         _meet(arrived, phases * k + 1)
         if c.projection.at is not None:
             project(c, t, BLOCK_B, BLOCK_H, BLOCK_K)
             _meet(arrived, phases * k + 2)
+        k += 1
 
 
 @triton.jit
 def all_steps_back(c, arrived, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr):
     """``step_back`` and ``project_back`` likewise, and ``send_back`` at the end."""
     phases: tl.constexpr = 1 if c.projection.at is None else 2
-    for k in range(c.steps):
+    k = 0
+    while k < c.steps:  # not ``for``: interpreters before Triton 3.7 have no range of what is given
         t = k if c.reverse else c.steps - 1 - k
         step_back(c, t, BLOCK_B, BLOCK_H, BLOCK_K)
         _meet(arrived, phases * k + 1)
         if c.projection.at is not None:
             project_back(c, t, BLOCK_B, BLOCK_H, BLOCK_K)
             _meet(arrived, phases * k + 2)
+        k += 1
     send_back(c, c.steps - 1 if c.reverse else 0, BLOCK_B, BLOCK_H, BLOCK_K)

@@ -234,8 +234,8 @@ class Walk:
         assert matrix.at is not None
         column, row = products * matrix.at.element_size(), 4 * (1 + noises)
         tile = blocks(self._told.batch, units.value, column, row, self._replicas)
-        if cooperative:
-            tile = {**tile, "launch_cooperative_grid": True}
+        if cooperative:  # one program has a multiprocessor's registers to itself
+            tile = {**tile, "num_warps": 8, "launch_cooperative_grid": True}
         return Launch(kernel, self._told, units, tile, self._replicas)
 
 
