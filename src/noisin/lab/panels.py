@@ -246,7 +246,7 @@ def draw_laws(rows: Rows, *panels: Axes) -> None:
         axes.grid(alpha=0.3)
     unit = next(tasks.UNITS[run.metric] for runs in rows.values() for run in runs)
     panels[0].set_ylabel(f"test, {unit}")
-    panels[0].legend(frameon=False, fontsize=7)
+    panels[-1].legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     for axes in panels[1:]:
         axes.sharey(panels[0])
 
