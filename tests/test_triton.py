@@ -313,6 +313,16 @@ def test_a_large_tile_where_it_fills_a_gpu():
     assert tile(256, 1500) == (32, 64)
 
 
+def test_the_smallest_tile_that_a_gpu_has_room_for():
+    def tile(batch, units, room):
+        chosen = triton_walk.blocks(batch, units, 16, 8, room=room)
+        return chosen["BLOCK_B"], chosen["BLOCK_H"]
+
+    assert tile(20, 650, 132) == tile(20, 650, 82) == (16, 16)
+    assert tile(20, 650, 81) == tile(32, 1024, 108) == (16, 32)
+    assert tile(256, 4096, 132) == (32, 64)  # more programs than that; a launch a step serves
+
+
 def test_without_triton_the_package_imports():
     code = (
         "import sys; sys.modules['triton'] = None; import noisin, noisin.fused.cpu;"

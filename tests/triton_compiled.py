@@ -3,7 +3,7 @@
 ``python triton_compiled.py ARCH CACHE`` drives whole calls on tensors of the CPU, on a driver that
 launches nothing, and prints what was compiled as JSON. What would be launched is checked on the
 way: one launch a step (two with a projection), of arguments that differ in the step alone, or one
-launch each way, of programs that start together.
+launch each way, of programs that start together and wait for each other.
 """
 
 import json
@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 ARCH, os.environ["TRITON_CACHE_DIR"] = int(sys.argv[1]), sys.argv[2]
 
@@ -61,9 +62,11 @@ class Launcher:
 
     def __init__(self, source, metadata):
         self.signature = list(source.signature.values())
+        self.together = metadata.launch_cooperative_grid
 
     def __call__(self, *given):
         (name, *_), args = given[4:9], given[9:]
+        assert self.together == name.startswith("all_steps"), name
         flat = list(flattened(self.signature, args))
         LAUNCHES.append((name, args[1], flat))
 
@@ -133,6 +136,26 @@ def expected(way, call):
     return forward * T + backward * T + ["send_back"]
 
 
+def assert_waiting(folder):
+    """All threads have written when a program says that it came, and none reads before all have."""
+    kinds = {"came": r"\.release\.", "asks": r"\.acquire\.", "wait": r"bar\.sync"}
+    kinds["memory"] = r"(ld|st|red|atom)\.global|cp\.async\.c[ag]"
+    paths = [*Path(folder).rglob("all_steps*.ptx")]
+    assert paths
+    for path in paths:
+        lines = path.read_text().splitlines()
+        assert not any(".global.nc" in line for line in lines)  # such loads may be older
+        seen = [next((k for k, what in kinds.items() if re.search(what, one)), "") for one in lines]
+        seen = list(filter(None, seen))
+        assert {"came", "asks"} <= set(seen)
+        for at, kind in enumerate(seen):
+            if kind == "came":
+                assert seen[at - 1] == "wait", path
+            if kind == "asks":
+                assert seen[at + 1] == "wait", path
+                assert seen[at - 1] in ("came", "wait"), path
+
+
 def resources(binary):
     """Return registers of a thread, and bytes of them that were spilled."""
     tool, path = triton.knobs.nvidia.cuobjdump.path, os.path.join(sys.argv[2], "kernel.cubin")
@@ -164,6 +187,7 @@ def main():
                     "spilled": spilled,
                 }
             )
+    assert_waiting(sys.argv[2])
     print(json.dumps(found))
 
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 persistent = False
 """Whether all steps of a layer are one launch each way, where a GPU can run its programs at once.
 
-Else a step is a launch, with the same results. Neither form has been timed yet: where it is not
-set, a launch a step serves.
+Else a step is a launch, which computes the same. One launch has run in Triton's interpreter alone:
+where it is not set, a launch a step serves.
 """
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from triton import JITFunction
 from triton.language import constexpr
+
+from noisin.fused import kernels
 
 if TYPE_CHECKING:
     from noisin.fused.triton_walk import Told
@@ -84,16 +87,19 @@ _SHARED = 88 * 1024  # bytes of shared memory for tiles; all devices from sm_80 
 
 
 def multiprocessors(device: torch.device) -> int:
-    """Return how many programs a GPU runs at once at the least."""
+    """Return how many programs run at once at the least: Triton's interpreter runs one by one."""
+    if not isinstance(kernels.step, JITFunction):
+        return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def blocks(
-    batch: int, units: int, column: int, row: int, replicas: int = 1
+    batch: int, units: int, column: int, row: int, replicas: int = 1, room: int = 0
 ) -> dict[str, int | bool]:
     """Return which tile a program has, and how it is computed.
 
-    It is the largest whose programs occupy half of a large GPU, or else the smallest.
+    It is the largest whose programs occupy half of a large GPU, or else the smallest. Of programs
+    that wait for each other it is the smallest for which there is room, or else the largest.
 
     Args:
         batch: B.
@@ -101,18 +107,25 @@ def blocks(
         column: bytes a unit brings to each addend of its products.
         row: bytes a sequence brings.
         replicas: calls at once.
+        room: how many programs run at once, where they wait for each other.
     """
 
     def programs(tile: tuple[int, int]) -> int:
         return -(-batch // tile[0]) * -(-units // tile[1]) * replicas
 
-    rows, columns = next((tile for tile in _TILES if programs(tile) >= _ENOUGH), _TILES[-1])
+    if room:
+        tile = next((tile for tile in reversed(_TILES) if programs(tile) <= room), _TILES[0])
+    else:
+        tile = next((tile for tile in _TILES if programs(tile) >= _ENOUGH), _TILES[-1])
+    rows, columns = tile
     addend = 2 * (rows * row + columns * column)  # two tiles at a time, one on its way
     return {
         "BLOCK_B": rows,
         "BLOCK_H": columns,
         "BLOCK_K": next((depth for depth in (128, 64, 32) if addend * depth <= _SHARED), 16),
-        "num_warps": 4 if rows * columns <= 512 else 8,
+        # a program that others wait for has the registers of a multiprocessor to itself
+        "num_warps": 4 if rows * columns <= 512 and not room else 8,
         "num_stages": 3,
         "enable_fp_fusion": True,
+        "launch_cooperative_grid": bool(room),
     }

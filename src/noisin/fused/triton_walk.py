@@ -204,10 +204,12 @@ class Walk:
         told = self._told
         if not self._persistent or told.states.at is None:
             return False
-        widest = max(told.hidden, told.state, key=lambda units: units.value)
-        launch = self._launch(kernel, widest, told.weight, products, noises, cooperative=True)
         device = told.states.at.device
-        if launch.programs > multiprocessors(device):
+        widest = max(told.hidden, told.state, key=lambda units: units.value)
+        matrix = told.weight if told.projection.at is None else told.projection  # never narrower
+        room = multiprocessors(device)
+        launch = self._launch(kernel, widest, matrix, products, noises, room)
+        if launch.programs > room:
             return False
         launch(torch.zeros(self._replicas, dtype=torch.int32, device=device))
         return True
@@ -219,23 +221,21 @@ class Walk:
         matrix: Rows,
         products: int = 1,
         noises: int = 0,
-        cooperative: bool = False,
+        room: int = 0,
     ) -> Launch:
         """Return the launch of a kernel with a product.
 
         Args:
             kernel: of ``noisin.fused.kernels``.
             units: which programs share among them, H or P.
-            matrix: what is multiplied with.
+            matrix: what is multiplied with, its numbers as wide as any.
             products: how many products a program makes at once.
             noises: how many factors and offsets act on what the matrix is multiplied with.
-            cooperative: whether the programs wait for each other.
+            room: how many programs run at once, where they wait for each other.
         """
         assert matrix.at is not None
         column, row = products * matrix.at.element_size(), 4 * (1 + noises)
-        tile = blocks(self._told.batch, units.value, column, row, self._replicas)
-        if cooperative:  # one program has a multiprocessor's registers to itself
-            tile = {**tile, "num_warps": 8, "launch_cooperative_grid": True}
+        tile = blocks(self._told.batch, units.value, column, row, self._replicas, room)
         return Launch(kernel, self._told, units, tile, self._replicas)
 
 
