@@ -87,7 +87,7 @@ def threads(monkeypatch):
             builder.grid_idx = where
             try:
                 program(**arguments)
-            except Exception as error:
+            except Exception as error:  # raised when all have ended
                 failed.append(error)
 
         def one(**arguments):
