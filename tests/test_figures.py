@@ -1,12 +1,14 @@
 """Figures that need no training."""
 
 import math
+from types import SimpleNamespace
 
 import matplotlib.image
 import pytest
 import torch
+from matplotlib.figure import Figure
 
-from noisin.lab import figures
+from noisin.lab import figures, panels
 
 
 @pytest.mark.parametrize("ending", ["png", "svg"])
@@ -82,3 +84,25 @@ def test_patterns_of_every_kind(tmp_path, noise, panels):
     first = (tmp_path / "same.png").read_bytes()
     figures.noise_pattern(noise, tmp_path / "same.png")
     assert (tmp_path / "same.png").read_bytes() == first
+
+
+def test_every_law_is_named_beside_the_panels():
+    """Also where another panel has fewer of them."""
+    laws = "hidden * Gaussian", "hidden * Gumbel", "hidden + Gaussian"
+    noises = ["none", *(f"{law}({std})" for law in laws for std in (1, 2))]
+    rows = {
+        noise: [
+            SimpleNamespace(
+                config=SimpleNamespace(noise=noise),
+                status="finished",
+                scores={"test": {}},
+                test=2.0,
+                metric="perplexity",
+            )
+        ]
+        for noise in noises
+    }
+    axes = Figure().subplots(1, 2)
+    panels.draw_laws(rows, *axes)
+    (legend,) = [one.get_legend() for one in axes if one.get_legend()]
+    assert [text.get_text() for text in legend.texts] == ["Gaussian", "Gumbel", "no noise"]

@@ -246,7 +246,13 @@ def draw_laws(rows: Rows, *panels: Axes) -> None:
         axes.grid(alpha=0.3)
     unit = next(tasks.UNITS[run.metric] for runs in rows.values() for run in runs)
     panels[0].set_ylabel(f"test, {unit}")
-    panels[-1].legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    shown = {
+        label: line
+        for axes in panels
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+    panels[-1].legend([*shown.values()], [*shown], frameon=False, fontsize=7, **beside)
     for axes in panels[1:]:
         axes.sharey(panels[0])
 
