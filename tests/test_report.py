@@ -87,6 +87,18 @@ def test_runs_of_another_layout_are_a_row_of_their_own(done):
     assert len(rows[other.row]) == 3
 
 
+def test_settings_say_how_a_row_was_computed(done):
+    """Also where all rows were computed so, for whoever runs one of them again."""
+    low = {"precision": "bf16-mixed"}
+    found = [
+        record.model_copy(update={"environment": record.environment.model_copy(update=low)})
+        for record in records.read([done])
+    ]
+    lines = report.summary(report.by_row(found))
+    assert {line.name for line in lines} == {"plain", "noisy"}
+    assert all(line.settings.split(", ")[-1] == "bf16-mixed" for line in lines)
+
+
 def test_difference_is_over_the_seeds_both_have(done):
     rows = report.by_row(records.read([done]))
     rows["plain"] = [r for r in rows["plain"] if r.seed != 2]

@@ -18,7 +18,7 @@ HEAD = """# Results
 Made by `noisin report` from the records of runs; no number is typed by hand. Scores are those
 of the plain network, noise off, at the epoch with the best validation score; lower is better.
 Mean ± standard deviation over seeds. `noisin run RECIPE --only ROW --seed S` runs any of them
-again.
+again, with `--precision bf16-mixed` where the settings say so.
 
 Settings were chosen on the validation split alone: the trials of a search are not scored on the
 test split at all, and a run scores it once, at its end. *Trials* are those spent on the row, in the

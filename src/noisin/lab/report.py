@@ -157,11 +157,12 @@ def _line(
     draws = sorted({k for run in done for k in run.monte_carlo})
     tested = [run for run in done if "test" in run.scores]  # the trials of a search are not
     own = {key: getattr(config, key) for key in settings if hasattr(config, key)}
+    layout = filter(None, [first.environment.layout])
     return Line(
         name=name,
         label=first.label if name == first.row else name,
         noise=config.noise,
-        settings=", ".join(f"{key} {value}" for key, value in own.items()),
+        settings=", ".join([*(f"{key} {value}" for key, value in own.items()), *layout]),
         note=first.note,
         parameters=first.parameters,
         scores={
