@@ -21,6 +21,7 @@ from noisin.lab import (
     tasks,
     train,
 )
+from noisin.lab.config import layout_of
 from noisin.lab.rolls import KEYS, Corpus
 from noisin.lab.sweep import Worker
 from test_cli import call as call  # a fixture
@@ -133,17 +134,41 @@ def test_tables_as_markdown_and_page(call, tmp_path, searched):
 
 
 @pytest.mark.parametrize(
-    ("test", "word"),
-    [(50.9, "reproduced"), (51.1, "worse"), (48.9, "better"), (49.1, "reproduced")],
+    ("test", "rival", "word"),
+    [
+        *((50.9, False, "reproduced"), (51.1, False, "worse")),
+        *((48.9, False, "better"), (49.1, False, "reproduced")),
+        *((50.1, True, "worse"), (49.9, True, "better")),  # of another model: there to be beaten
+    ],
 )
-def test_what_counts_as_reproduced(test, word, tmp_path):
+def test_what_counts_as_reproduced(test, rival, word, tmp_path):
     record = train.run(job(tmp_path, epochs=1), corpus())
     scores = record.scores | {"test": {"unscored": test, "scored": test}}
-    published = {"test": 50.0, "source": "A paper"}
+    published = {"test": 50.0, "source": "A paper", "rival": rival}
     data = record.model_dump() | {"scores": scores, "published": published}
     again = type(record).model_validate(data)
     (line,) = report.summary(report.by_row([again]))
     assert markdown._row(line, [again], None)[4] == word
+    assert ("A paper, another model" in "".join(markdown._notes({"a": [again]}))) == rival
+
+
+def test_averages_over_draws_stand_beside_the_scores(tmp_path):
+    """Those over most draws; a row without noise has none, and one draw is no average."""
+    plain = train.run(job(tmp_path, epochs=1), corpus())
+    drawn = {k: {"unscored": k + 0.5, "scored": 0.0} for k in (1, 5, 25)}
+    noisy = plain.model_copy(update={"row": "noisy", "monte_carlo": drawn})
+    head, _, *lines = markdown.table({"plain": [plain], "noisy": [noisy]}, {})
+    place = [cell.strip() for cell in head.split("|")].index("25 draws")
+    assert [line.split("|")[place].strip() for line in lines] == ["", "25.50"]
+    once = noisy.model_copy(update={"monte_carlo": {1: drawn[1]}})
+    assert "draws" not in markdown.table({"noisy": [once]}, {})[0]
+
+
+def test_trials_without_a_score_are_told():
+    text = '{"number": 0, "state": "%s", "valid": null, "settings": {}}'
+    trials = [spent.Trial.model_validate_json(text % one) for one in ("pruned", "failed", "pruned")]
+    kept = next(iter(SEARCHED.values()))
+    assert str(kept.model_copy(update={"trials": tuple(trials)})) == "3 (1 failed, 2 pruned)"
 
 
 def test_baselines_by_the_command(call, tmp_path):
@@ -188,8 +213,10 @@ def test_every_number_of_a_table_runs_again(name, row):
     found = recipe.load(name, only=[row]).rows[row]
     for record in shown:
         assert found.config == record.config
-        again = train.Job(name, "", row, found, record.seed, record.corpus, RESULTS)
-        assert again.hash == record.hash
+        on = record.environment
+        decides = layout_of(on.processes, on.precision, on.accelerator)
+        own = (record.seed, record.corpus, RESULTS)
+        assert train.Job(name, "", row, found, *own, decides=decides).hash == record.hash
 
 
 SEARCHED = spent.read([RESULTS])

@@ -50,12 +50,14 @@ class Published(BaseModel):
     Args:
         test: the published test score.
         source: paper and table.
+        rival: whether it is the best number of another model, to beat and not to reproduce.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     test: float
     source: str
+    rival: bool = False
 
 
 class Row(BaseModel):
@@ -311,12 +313,9 @@ def trial(recipe: Recipe, drawn: Mapping[str, Scalar]) -> Row:
         raise LabError(_told(error)) from None
     except ValueError as error:
         raise LabError(str(error)) from None
-    label = ", ".join(f"{name} {_shown(value)}" for name, value in drawn.items())
+    shown = {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in drawn.items()}
+    label = ", ".join(f"{name} {value}" for name, value in shown.items())
     return row.model_copy(update={"config": made, "label": label, "published": None, "note": ""})
-
-
-def _shown(value: Scalar) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _with_none(config: Mapping[str, Any]) -> dict[str, Any]:

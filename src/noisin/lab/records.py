@@ -117,7 +117,8 @@ class Record(BaseModel):
         peak_memory: bytes, the largest size of the process up to the end of the run, which may
             have done other runs before; None where the system does not tell.
         best_epoch: the epoch chosen on validation.
-        scores: of train, valid and test, by the plain network at the best epoch.
+        scores: of train, valid and test at the best epoch, noise off; by moments where noise is
+            propagated, by averaged weights where there are any.
         monte_carlo: of test, by the average over K draws of the noise.
         weights: sha256 of the chosen weights; of an average, of its models' in a row.
         history: the epochs.

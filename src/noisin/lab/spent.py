@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -72,8 +73,9 @@ class Spent(BaseModel):
         return min(done, key=lambda one: (one.valid, one.number), default=None)
 
     def __str__(self) -> str:
-        failed = sum(one.state == "failed" for one in self.trials)
-        return f"{len(self.trials)}" + (f" ({failed} failed)" if failed else "")
+        states = Counter(one.state for one in self.trials)
+        other = [f"{states[state]} {state}" for state in ("failed", "pruned") if states[state]]
+        return f"{len(self.trials)}" + (f" ({', '.join(other)})" if other else "")
 
 
 def read(paths: Iterable[Path]) -> dict[tuple[str, str], Spent]:

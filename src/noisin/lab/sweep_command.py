@@ -27,7 +27,7 @@ from noisin.lab.terminal import (
 @refusing
 def sweep(
     name: RecipeName,
-    trials: Annotated[int, typer.Option(min=1, help="Finished trials, over all workers.")] = 32,
+    trials: Annotated[int, typer.Option(min=1, help="Trials that end, over all workers.")] = 32,
     storage: Annotated[
         str,
         typer.Option(
