@@ -1,12 +1,31 @@
 """What users meet at the edges: small types, odd sizes, wrong kinds, layers nobody calls."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
 
-from conftest import assert_bit_equal, assert_mean
+from conftest import assert_bit_equal, assert_close_to_float64, assert_mean
 from models import IDS
-from noisin import LSTM, RNN, Embedding, Linear, Recurrence, explain, regularize, sampling
+from noisin import (
+    GRU,
+    LSTM,
+    RNN,
+    Embedding,
+    Law,
+    Linear,
+    Propagation,
+    Recurrence,
+    at,
+    explain,
+    regularize,
+    sampling,
+    strip,
+)
+
+NOISE = "hidden * Gaussian(0.5)"
 
 
 def test_a_sigmoid_rnn_drops_out_without_noise():
@@ -109,3 +128,106 @@ def test_draws_of_another_kind_are_refused(draws):
     layer = LSTM(3, 4, noise="hidden * Gaussian(1)")
     with pytest.raises(ValueError, match=r"must be a (dict|tuple)"):
         layer(torch.randn(5, 2, 3), draws=draws)
+
+
+@pytest.mark.parametrize("kind", [LSTM, GRU, RNN])
+@pytest.mark.parametrize(("steps", "batch"), [(1, 33), (1, 200), (3, 0)])
+def test_gradients_of_one_step_of_many_and_of_none(kind, steps, batch):
+    """The gradient of W_hh has nothing to add up but the first step, or nothing at all."""
+    layer, x = kind(4, 8, noise="hidden * Bernoulli(keep=0.5)"), torch.randn(steps, batch, 4)
+    draws = layer.draw(x)
+    wide = (
+        copy.deepcopy(layer).double(),
+        x.double(),
+        {k: (v[0].double(),) for k, v in draws.items()},
+    )
+    found = []
+    for path, (own, inputs, noise) in (
+        *((None, (layer, x, draws)), ("reference", (layer, x, draws))),
+        ("reference", wide),
+    ):
+        own.zero_grad()
+        own(inputs, draws=noise, path=path)[0].square().sum().backward()
+        found.append([parameter.grad.clone() for parameter in own.parameters()])
+    for fused, eager, ref64 in zip(*found, strict=True):
+        assert_close_to_float64(fused, eager, ref64)
+
+
+def test_a_state_on_another_device_is_refused():
+    layer, x = LSTM(4, 8, noise="hidden * Gaussian(0.1)"), torch.randn(3, 2, 4)
+    hx = tuple(torch.zeros(1, 2, 8, device="meta") for _ in range(2))
+    with pytest.raises(ValueError, match="hx must be on the device of the input, cpu; got meta"):
+        layer(x, hx)
+
+
+class Signs(Law):
+    """A law of the user's own: -1 and 1."""
+
+    def standard(self, size, generator, dtype, device):
+        """Draw as the other laws do."""
+        u = torch.rand(tuple(size), generator=generator, dtype=dtype, device=device)
+        return 1 - 2 * (u < 0.5).to(u.dtype)
+
+
+@pytest.mark.parametrize("site", ["hidden", "recurrent", "weight_hh", "weight_ih"])
+def test_a_law_of_the_users_own_acts_at_every_site(site):
+    torch.manual_seed(0)
+    layer, x = LSTM(4, 8, noise=getattr(at, site) + Signs(0.3)), torch.randn(3, 2, 4)
+    assert (layer(x)[0] != layer(x)[0]).any()
+    layer(x)[0].sum().backward()
+
+
+@pytest.mark.parametrize("noise", ["recurrent", "input", "weight_hh"])
+def test_learned_moments_under_autocast(noise):
+    layer = LSTM(4, 8, 2, noise=f"{noise} + Gaussian(Learned(0.5)) @ moments")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(3, 2, 4))[0].dtype == torch.bfloat16
+        dense = Linear(4, 3, noise="weight + Gaussian(Learned(0.5)) @ moments")
+        assert dense(torch.randn(2, 4)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", [LSTM, RNN])
+def test_autocast_leaves_float64_as_torch_does(kind):
+    layer = kind(4, 8, noise="hidden * Gaussian(0.5)").double()
+    dense = Linear(8, 3, noise="input * Gaussian(0.5)").double()
+    x = torch.randn(3, 2, 4, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        for training in (True, False):
+            output = layer.train(training)(x)[0]
+            assert output.dtype == dense.train(training)(output).dtype == torch.float64
+
+
+def test_noise_that_accumulates_needs_a_dimension_of_time():
+    dense = Linear(8, 3, noise="input * Gaussian(0.1) @ cumulative", time_dim=1)
+    with pytest.raises(ValueError, match="time_dim must be a dimension of the input other than"):
+        dense(torch.randn(4, 8))
+    (entry,) = dense.draw(torch.ones(8))["input"]  # one step, whatever the dimension
+    assert len(set(entry.flatten().tolist())) == 8
+    ahead, behind = entry[0, :-1], entry[0, 1:]
+    assert (ahead / behind - 1).abs().std() < 0.3  # not products of products
+
+
+def test_a_linear_over_time_gives_what_can_be_viewed():
+    dense = Linear(4, 3, noise="weight + Gaussian(0.1)", time_dim=1)
+    assert dense(torch.randn(2, 5, 4)).view(-1, 3).shape == (10, 3)
+
+
+def test_explain_knows_a_later_dimension_of_time():
+    dense = Linear(4, 3, noise="input * Gaussian(0.1) @ sequence", time_dim=2)
+    assert [line.memory for line in explain(dense)] == [20 * 4 * 4]  # one step of a batch of 20
+
+
+def test_noise_that_the_strength_of_a_layer_refuses_changes_no_layer():
+    model = nn.ModuleList([LSTM(3, 5, noise=NOISE), LSTM(3, 5, noise="hidden * Gaussian(1)")])
+    model[1].strength = 0
+    with pytest.raises(ValueError, match=r"^1: strength must be > 0 beside a learned spread"):
+        regularize(model, "hidden * Gaussian(Learned(0.5)) & input * Gaussian(0.1)")
+    assert [str(layer.noise) for layer in model] == [NOISE, "hidden * Gaussian(1.0)"]
+    with pytest.raises(ValueError, match="noise acts in RNN, GRU and LSTM layers, got RNNBase"):
+        regularize(nn.RNNBase("LSTM", 3, 5), NOISE)
+
+
+def test_nothing_of_noisin_is_left_in_a_stripped_layer():
+    layer = LSTM(3, 5, noise="hidden * Gaussian(1)")
+    layer.propagation = Propagation("closed")
+    assert b"noisin" not in pickle.dumps(strip(layer))

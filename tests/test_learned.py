@@ -224,3 +224,18 @@ def test_torchs_own_list_of_weights_has_no_spread():
     assert [[w.shape for w in ws] for ws in layer.all_weights] == [
         [w.shape for w in ws] for ws in plain.all_weights
     ]
+
+
+def test_a_layer_made_of_what_is_assigned_has_its_spreads():
+    """A plain checkpoint has none: they begin where they would, in the type of the weights."""
+    saved = nn.LSTM(3, 5).bfloat16().state_dict()
+    layer = LSTM(3, 5, noise="hidden * Gaussian(Learned(0.5, per='unit'))", device="meta")
+    assert not any(layer.load_state_dict(saved, assign=True))
+    assert layer.spreads()["rho_hidden_l0"] == pytest.approx(0.5, rel=1e-2)
+    assert {(p.device.type, p.dtype) for p in layer.parameters()} == {("cpu", torch.bfloat16)}
+    layer(torch.randn(2, 2, 3, dtype=torch.bfloat16))
+    other = LSTM(3, 5, noise="hidden * Gaussian(Learned(0.5))")
+    with torch.no_grad():
+        other.rho_hidden_l0.fill_(1.0)
+    other.load_state_dict(nn.LSTM(3, 5).state_dict(), assign=True)
+    assert other.rho_hidden_l0 == 1  # one that is there stays

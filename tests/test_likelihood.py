@@ -1,12 +1,14 @@
 """The heads against torch.distributions, and what they draw."""
 
+import jaxtyping
 import pytest
 import torch
 from torch import distributions, nn
 
 from cases import pulled_back, seeded
 from conftest import assert_bit_equal, assert_close_to_float64, assert_mean, assert_variance
-from noisin import BernoulliHead, CategoricalHead, GaussianHead, PoissonHead
+from noisin import BernoulliHead, CategoricalHead, GaussianHead, Moments, PoissonHead
+from noisin.likelihood import squared_error
 
 T, B, H, V = 5, 3, 4, 6
 HEADS = (BernoulliHead, CategoricalHead, GaussianHead, PoissonHead)
@@ -139,3 +141,27 @@ def test_spread_has_memory_of_its_own(features):
     spread = GaussianHead(5, features).log_std
     assert spread.stride() == (1,)
     assert spread.detach().view(torch.uint8).shape == (4 * features,)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("moments", [False, True])
+def test_observations_are_never_broadcast(kind, moments, monkeypatch):
+    """[2] beside [2, 1] would be [2, 2], a sum of which has the right shape and another value."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users
+    head, parameters = kind(3, 1), torch.zeros(2, 1)
+    x = torch.zeros(1, 2, dtype=torch.long) if kind is CategoricalHead else torch.ones(2)
+    given = Moments(parameters, torch.ones(2, 1)) if moments else parameters
+    with pytest.raises(ValueError, match="must"):
+        head.log_likelihood(given, x)
+    with pytest.raises(ValueError, match=r"shape of the parameters, \[2, 1\]; got \[2\]"):
+        squared_error(given, torch.ones(2))
+
+
+def test_a_reset_sets_every_spread_to_1():
+    head = GaussianHead(4, 2, device="meta").to_empty(device="cpu")
+    head.reset_parameters()
+    assert spread_of(head).tolist() == [0, 0]
+    with torch.no_grad():
+        spread_of(head).fill_(3.0)
+    head.reset_parameters()
+    assert spread_of(head).tolist() == [0, 0]

@@ -213,3 +213,25 @@ def test_other_modules_decide_what_is_together():
     torch.testing.assert_close(found, [flat(one) for one in expected])
     regularize(models[0].rnn, None)
     replicas(IDS)
+
+
+class Scaled(nn.Module):
+    """A model with numbers that are no tensors."""
+
+    def __init__(self, **settings):
+        super().__init__()
+        self.rnn = LSTM(F, H, noise=LEVELS[0])
+        vars(self).update(settings)
+
+    def forward(self, x):
+        return self.rnn(x)[0] * self.scale * (self.scales[0] if self.scales else 1)
+
+
+@pytest.mark.parametrize("other", [{"scale": 10.0}, {"scales": [3.0]}])
+def test_settings_of_a_model_stay_its_own(other):
+    """What is no weight and no noise is not stacked: such replicas have passes of their own."""
+    models = [Scaled(scale=1.0, scales=[]), Scaled(**{"scale": 1.0, "scales": [], **other})]
+    models[1].load_state_dict(models[0].state_dict())
+    x = torch.randn(T, B, F)
+    first, second = Replicas(models, seeds=[1, 1], together=True)(x)
+    assert torch.allclose(second / first, torch.tensor(10.0 if "scale" in other else 3.0))

@@ -223,3 +223,11 @@ def test_a_schedule_refuses():
     schedule.step()
     with pytest.raises(ValueError, match=r"words, step 2: strength must be .* >= 0, got -1"):
         schedule.step()
+
+
+@pytest.mark.parametrize("noise", ["hidden * Bernoulli(keep=0.5)", "hidden * Gaussian(0.5)"])
+@pytest.mark.parametrize("strength", [1e-7, 1e-9, 1e-170, 1e-320, 5e-324])
+def test_noise_fades_to_nothing(noise, strength):
+    layer, x = LSTM(3, 4, noise=noise), torch.randn(2, 2, 3)
+    layer.strength = strength
+    torch.testing.assert_close(layer(x)[0], layer.eval()(x)[0])

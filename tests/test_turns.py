@@ -164,3 +164,18 @@ def test_where_runs_can_share(monkeypatch):
         Layout(accelerator="cuda").shared(4)
     with pytest.raises(LabError, match="leave out"):
         Layout(devices=2).shared(4)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("final_moments", (True, False)), ("train_samples", (1, 2))]
+)
+def test_settings_that_a_loss_reads_stay_their_own(tmp_path, name, values):
+    noise = "fast_dropout(recurrent=0.5)" if name == "final_moments" else LEVELS[0]
+    jobs = [
+        dataclasses.replace(job(tmp_path / str(value), noise=noise, **{name: value}), seed=1)
+        for value in values
+    ]
+    alone = [train.run(one, corpus()) for one in jobs]
+    again = [dataclasses.replace(one, folder=one.folder / "shared") for one in jobs]
+    assert_close(turns.take(runs(again, corpus()), together=True), alone)
+    assert alone[0].history[-1].train != pytest.approx(alone[1].history[-1].train, rel=1e-4)

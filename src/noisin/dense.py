@@ -32,8 +32,8 @@ class Dense(Simple):
     time_dim: int
     _features: int = 0  # dimensions of the input behind those of time and batch
 
-    def _time(self, term: Noise) -> int:
-        return self.time_dim
+    def _time(self, term: Noise, input: Tensor) -> int:
+        return self._checked_time(input) if term.hold != "step" and input.dim() > 1 else 0
 
     def _checked_time(self, input: Tensor) -> int:
         """Return the dimension of time as a number >= 0, or raise: the input lacks it."""
@@ -152,7 +152,7 @@ class Linear(Dense, nn.Linear):
             bias = None if bias is None else bias.to(dtype)
         with computing(rows.device):
             product = noisy_product(weight, bias, on_input, on_weight, len(rows))
-            result = multiply_all(product, rows).movedim(0, time)
+            result = multiply_all(product, rows).movedim(0, time).contiguous()
         return result[0] if input.dim() == 1 else result
 
     def _plain(self, input: Tensor) -> Tensor:
@@ -220,7 +220,7 @@ class Embedding(Dense, nn.Embedding):
         time = self._checked_time(input)
         return [1 if term.hold == "sequence" else input.shape[time], self.num_embeddings, 1]
 
-    def _time(self, term: Noise) -> int:
+    def _time(self, term: Noise, input: Tensor) -> int:
         return 0
 
     def forward(self, input: Tensor, *, draws: Draws | None = None) -> Tensor:

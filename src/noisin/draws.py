@@ -152,7 +152,7 @@ def draw_term(
         raise ValueError(f"{term}: a learned spread is drawn with its value, std=")
     if term.estimate == "moments":
         if std is not None:
-            return std.square()
+            return std.square().to(like.dtype or std.dtype)
         return torch.tensor(term.law.variance, dtype=like.dtype, device=like.device)
     if term.estimate == "preactivation":
         entry = torch.randn(tuple(size), **source(generator), dtype=like.dtype, device=like.device)

@@ -163,9 +163,13 @@ def _of_simple(name: str, module: Simple, time: int, batch: int) -> list[Explana
 
 def _example(module: Noisy, time: int, batch: int) -> Tensor:
     """Return an input of a layer without memory for its numbers."""
-    size = [batch, time] if getattr(module, "time_dim", 0) == 1 else [time, batch]
     features = getattr(module, "in_features", getattr(module, "input_size", None))
-    return torch.empty(size if features is None else [*size, features], device="meta")
+    behind = [] if features is None else [features]
+    at: int = getattr(module, "time_dim", 0)
+    size = [1] * max(2, at + 1, -at - len(behind))
+    place = at if at >= 0 else at + len(size) + len(behind)
+    size[place], size[1 if place == 0 else 0] = time, batch
+    return torch.empty([*size, *behind], device="meta")
 
 
 def _row(

@@ -54,7 +54,9 @@ class Law(ABC):
 
     def scaled(self, factor: float) -> Law:
         """Return the law of standard deviation ``factor`` > 0 times this; a learned one is left."""
-        return self if isinstance(self.std, Learned) else replace(self, std=self.std * factor)
+        if isinstance(self.std, Learned):
+            return self
+        return replace(self, std=max(self.std * factor, math.ulp(0.0)))  # above 0
 
     @abstractmethod
     def standard(
@@ -363,7 +365,8 @@ class Bernoulli(Law):
 
     def scaled(self, factor: float) -> Bernoulli:
         """Return the law of standard deviation factor · √((1 - p)/p), whose p is another."""
-        return Bernoulli(keep=self.keep / (self.keep + factor**2 * (1 - self.keep)))
+        keep = self.keep / (self.keep + factor**2 * (1 - self.keep))
+        return Bernoulli(keep=min(keep, math.nextafter(1, 0)))  # below 1
 
     def standard(self, size, generator, dtype, device) -> Tensor:
         """Draw (b/p - 1) over its standard deviation."""

@@ -240,6 +240,10 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         for values, size in zip(state, sizes, strict=True):
             for tensor in checked(values) if isinstance(values, Moments) else (values,):
                 self.check_hidden_size(tensor, size)
+                if tensor.device != x.device:
+                    raise ValueError(
+                        f"hx must be on the device of the input, {x.device}; got {tensor.device}"
+                    )
         if autocast:
             state = tuple(each(lambda one: one.to(x.dtype), s) for s in state)
         return state  # pyright: ignore[reportReturnType]

@@ -55,7 +55,19 @@ def squared_error(
         output: y, a tensor or ``Moments``.
         x: the observations.
     """
-    return (x - exact(output).mean).square().sum(-1)
+    mean = exact(output).mean
+    _check_alike(mean, x)
+    return (x - mean).square().sum(-1)
+
+
+def _check_alike(parameters: Tensor | Moments, x: Tensor) -> None:
+    """Raise a ValueError for observations that would be broadcast."""
+    shape = exact(parameters).mean.shape
+    if x.shape != shape:
+        raise ValueError(
+            f"observations must have the shape of the parameters, {list(shape)}; "
+            f"got {list(x.shape)}"
+        )
 
 
 class BernoulliHead(Head):
@@ -75,6 +87,7 @@ class BernoulliHead(Head):
         self, parameters: Float[Tensor, "*size F"] | Moments, x: Float[Tensor, "*size F"]
     ) -> Float[Tensor, "*size"]:
         """Return Σ_i x_i log p_i + (1 - x_i) log (1 - p_i)."""
+        _check_alike(parameters, x)
         parameters = _logits(parameters)
         return -binary_cross_entropy_with_logits(parameters, x, reduction="none").sum(-1)
 
@@ -214,10 +227,17 @@ class GaussianHead(Head):
         super().__init__(in_features, out_features, **kwargs)
         self.log_std = nn.Parameter(self.weight.new_zeros(out_features))
 
+    def reset_parameters(self) -> None:
+        """Draw the weights anew, and set every σ_i to 1."""
+        super().reset_parameters()
+        if hasattr(self, "log_std"):  # torch's layer calls this before there is one
+            nn.init.zeros_(self.log_std)
+
     def log_likelihood(
         self, parameters: Float[Tensor, "*size F"] | Moments, x: Float[Tensor, "*size F"]
     ) -> Float[Tensor, "*size"]:
         """Return Σ_i -½ ((x_i - μ_i)/σ_i)² - log σ_i - ½ log 2π."""
+        _check_alike(parameters, x)
         if isinstance(parameters, Moments):
             variance = parameters.variance + torch.exp(2 * self.log_std)
             score = (x - parameters.mean).square() / variance
@@ -258,6 +278,7 @@ class PoissonHead(Head):
         self, parameters: Float[Tensor, "*size F"] | Moments, x: Float[Tensor, "*size F"]
     ) -> Float[Tensor, "*size"]:
         """Return Σ_i x_i η_i - exp η_i - log x_i!."""
+        _check_alike(parameters, x)
         if isinstance(parameters, Moments):
             parameters = parameters.mean + parameters.variance / 2
         return (x * parameters - torch.exp(parameters) - torch.lgamma(x + 1)).sum(-1)

@@ -129,12 +129,12 @@ class Noisy(nn.Module):
         return mapped.joined([partial(drawn, *replica) for replica in self._replicas])
 
     def _dtype(self, input: Tensor) -> torch.dtype:
-        """Return the type to compute in: that of the input, or autocast's.
+        """Return the type to compute in: that of the input, or autocast's, which leaves float64.
 
         Everything is cast to it before, and autocast is off below (see ``computing``): a backward
         pass runs without it.
         """
-        if autocasting(input.device):
+        if autocasting(input.device) and input.dtype != torch.float64:
             return torch.get_autocast_dtype(input.device.type)
         return input.dtype
 
@@ -181,13 +181,21 @@ class Noisy(nn.Module):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ) -> None:
-        """Load as torch does; a checkpoint of a plain layer lacks the spreads, which then stay."""
+        """Load as torch does; a checkpoint of a plain layer lacks the spreads, which then stay.
+
+        Those of a layer that is made of what is assigned to it (on the meta device) begin anew.
+        """
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        for name in self._spreads():
-            if prefix + name in missing_keys:
-                missing_keys.remove(prefix + name)
+        for name, (learned, size) in self._spreads().items():
+            if prefix + name not in missing_keys:
+                continue
+            if local_metadata.get("assign_to_params_buffers") and getattr(self, name).is_meta:
+                like = next(self.parameters())  # assigned above
+                rho = torch.full(size, learned.initial(), dtype=like.dtype, device=like.device)
+                setattr(self, name, nn.Parameter(rho))
+            missing_keys.remove(prefix + name)
 
 
 @contextmanager
@@ -222,8 +230,8 @@ class Simple(Noisy):
         """Return the shape of a term's entry in the draws."""
 
     @abstractmethod
-    def _time(self, term: Noise) -> int:
-        """Return the dimension of time in a term's draw."""
+    def _time(self, term: Noise, input: Tensor) -> int:
+        """Return the dimension of time in a term's draw, along which it may accumulate."""
 
     def resolve(self, noise: Term | None) -> Places:
         """Return where each term acts, or raise: a term cannot act here."""
@@ -274,7 +282,9 @@ class Simple(Noisy):
                     assert isinstance(term, Noise)
                     std = layer._std(place, index, term)
                     size = layer.entry_size(term, input)
-                    entries.append(draw_term(term, size, layer._time(term), std, source, kind))
+                    entries.append(
+                        draw_term(term, size, layer._time(term, input), std, source, kind)
+                    )
                 drawn[place] = tuple(entries)
             return drawn
 

@@ -80,7 +80,7 @@ class Recurrence(Simple):
         time = 1 if term.hold == "sequence" else input.shape[0]
         return (time, input.shape[1], self._features(term.site.name))
 
-    def _time(self, term: Noise) -> int:
+    def _time(self, term: Noise, input: Tensor) -> int:
         return 0
 
     def reset_parameters(self) -> None:

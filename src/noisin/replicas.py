@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -250,9 +250,23 @@ def _alike(models: Sequence[nn.Module]) -> list[list[int]]:
 def _kind(model: nn.Module) -> Any:
     """Return what replicas have in common that one pass serves."""
     return tuple(
-        (name, type(module), module.training, *_shown(module))
+        (name, type(module), _settings(module), *_shown(module))
         for name, module in model.named_modules()
     )
+
+
+def _settings(module: nn.Module) -> Any:
+    """Return the attributes of a module that are no tensors or modules, to compare."""
+    return _comparable({k: v for k, v in vars(module).items() if not k.startswith("_")})
+
+
+def _comparable(value: Any) -> Any:
+    """Return what equals that of another value if one pass may read either."""
+    if isinstance(value, dict):
+        return dict, tuple((k, _comparable(v)) for k, v in value.items())
+    if isinstance(value, list | tuple | set):
+        return type(value), tuple(map(_comparable, value))
+    return value if isinstance(value, Hashable) else id(value)
 
 
 def _shown(module: nn.Module) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ from noisin.likelihood import GaussianHead, Head
 from noisin.noise import Term, terms_of
 from noisin.noisy import Noisy
 from noisin.recurrence import Recurrence
+from noisin.strength import scaled
 from noisin.text import parse
 from noisin.zoneout import Zoneout
 
@@ -32,7 +33,10 @@ OWN = (
     "_noise",
     "_strength",
     "sampling",
+    "silent",
+    "propagation",
     "time_dim",
+    "_replicas",
     "_reached",
 )  # attributes that torch's layers lack
 
@@ -82,6 +86,7 @@ def regularize(
     for name, module in chosen.items():
         try:
             _probe(module).resolve(terms)
+            scaled(terms, getattr(module, "strength", 1.0))
         except ValueError as error:
             raise ValueError(f"{name or 'the model'}: {error}") from None
     layer: Any
@@ -98,7 +103,7 @@ def strip(model: nn.Module, *, inplace: bool = False) -> Any:
     """Return the model with plain torch layers in place of ours; learned spreads are dropped.
 
     What comes back needs torch alone: it can be saved, exported, quantized. In evaluation it
-    computes what the noisy model does, bit for bit.
+    computes what the noisy model does, bit for bit (a wide ``CategoricalHead`` but for rounding).
 
     Args:
         model: any module.
@@ -180,7 +185,9 @@ def _noisy(theirs: type[nn.Module]) -> type[Noisy]:
     """Return the noisy class for a class of layers."""
     if issubclass(theirs, Noisy):
         return theirs
-    plain = next(one for one in OURS if issubclass(theirs, one))
+    plain = next((one for one in OURS if issubclass(theirs, one)), None)
+    if plain is None:
+        raise ValueError(f"noise acts in RNN, GRU and LSTM layers, got {theirs.__name__}")
     return OURS[plain] if theirs is plain else _joined(theirs, OURS[plain])
 
 

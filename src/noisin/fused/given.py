@@ -101,7 +101,7 @@ def checked(given: Given) -> Given:
     """Return what is given, or refuse what the compiled code would read as something else.
 
     Raises:
-        ValueError: a shape or a dtype that does not fit the input and W_hh.
+        ValueError: a shape, dtype or device that does not fit the input and W_hh.
     """
     (time, batch, size), (rows, state) = given.x.shape, given.weight_hh.shape
     gates = {"LSTM": 4, "GRU": 3}.get(given.mode, 1)
@@ -126,10 +126,10 @@ def checked(given: Given) -> Given:
         tensor = getattr(given, name)
         if tensor is None:
             continue
-        dtype = torch.int64 if name == "lengths" else given.x.dtype
-        if tuple(tensor.shape) not in shapes or tensor.dtype != dtype:
+        kind = torch.int64 if name == "lengths" else given.x.dtype, given.x.device
+        if tuple(tensor.shape) not in shapes or (tensor.dtype, tensor.device) != kind:
             raise ValueError(
-                f"{name} must be {' or '.join(str(list(shape)) for shape in shapes)} in {dtype}; "
-                f"got {list(tensor.shape)} in {tensor.dtype}"
+                f"{name} must be {' or '.join(str(list(shape)) for shape in shapes)} in {kind[0]} "
+                f"on {kind[1]}; got {list(tensor.shape)} in {tensor.dtype} on {tensor.device}"
             )
     return given

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from noisin.fused import operator
+from noisin.laws import LAWS
 from noisin.noise import Noise
 from noisin.product import Acting, Fresh, Perturbation, multiply_all, noisy_product, perturb_held
 from noisin.reference import Inside, State, Weights
@@ -31,6 +32,8 @@ def refusal(
         if is_held(in_weight):
             continue
         *kept, last = in_weight
+        if LAWS.get(type(last.law).__name__) is not type(last.law):  # pyright: ignore
+            return "only the plain loop draws a law of your own for weight_hh at each step"
         if not is_held(kept) or last.hold == "cumulative":  # pyright: ignore
             return "only the plain loop makes several matrices of weight_hh a step, or keeps them"
         if any(one.gates == "untied" for one in terms):

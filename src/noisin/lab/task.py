@@ -70,6 +70,11 @@ class Task(Protocol):
     device: torch.device
 
     @property
+    def config(self) -> Any:
+        """The settings that it was made with."""
+        ...
+
+    @property
     def model(self) -> Any:
         """The model."""
         ...

@@ -23,6 +23,12 @@ from noisin.replicas import Replicas
 
 T = TypeVar("T")
 NAMES = {"generator": "cpu", "generator-cuda": "cuda"}  # of streams, here and in Replicas
+FREE = {  # settings in which runs of one pass may differ: no loss reads them but through the model
+    *("noise", "optimizer", "lr", "lr_recurrent", "lr_hold", "lr_factor", "momentum", "decay"),
+    *("trigger", "averaging", "clip", "epochs", "patience", "test_samples"),
+    *(f"{norm}_{of}" for norm in ("l1", "l2") for of in ("input", "recurrent", "output")),
+    *("nonzeros", "spectral_radius", "output_bias", "init_std", "init_std_input", "init_uniform"),
+}
 PAUSE = 0.02  # seconds, where all runs have nothing to do
 
 
@@ -202,4 +208,5 @@ def _shape(turn: Turn[Any]) -> Any:
     leaves, form = tree_flatten((turn.wanted.batch, turn.task.carried()))
     own = list(turn.task.model.named_parameters())
     weights = [(name, one.shape) for name, one in own if ".rho_" not in f".{name}"]
-    return (str(form), *((one.shape, one.dtype) for one in leaves), *weights)
+    settings = turn.task.config.model_dump_json(exclude=FREE)
+    return (settings, str(form), *((one.shape, one.dtype) for one in leaves), *weights)
