@@ -1,11 +1,13 @@
 """Rows that average models: which models, what score, what is refused."""
 
+import dataclasses
 import json
 
 import pytest
 
 from lab_cases import midi_folder
-from noisin.lab import LabError, averages, evaluate, recipe, records
+from noisin.lab import LabError, averages, evaluate, jobs, recipe, records, tasks
+from noisin.lab.config import corpus_key
 from test_cli import call as call  # a fixture
 
 TEXT = """
@@ -75,6 +77,45 @@ def test_an_average_is_that_of_the_evaluation(call, tiny):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("record.json")}
     assert call("run", "tiny.toml").exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("record.json")} == before
+
+
+def test_models_of_an_average_are_of_their_own_row(call, tiny):
+    text = TEXT.replace("[rows.noisy]", '[rows.noisy]\nlabel = "Noisy"\nnote = "Chosen so"')
+    (tiny / "tiny.toml").write_text(text)
+    whole = recipe.load("tiny.toml")
+    key = corpus_key(whole.rows["two"].config)
+    table = jobs.plan(whole, tiny, {key: "corpus"})
+    own = [job for job in table if job.name == "noisy"]
+    both = [job for job in table if job.name == "two"]
+    assert averages.runs(table) == own
+    assert averages.runs(both, table) == own[:4]
+    late = dataclasses.replace(both[0], seed=8)
+    assert [job.row for job in averages.runs([late], table)] == [whole.rows["noisy"]] * 2
+    assert call("run", "tiny.toml", "--seed", 1, "--seed", 2).exit_code == 0
+    found = [one for one in records.read([tiny / "runs"]) if one.row == "noisy"]
+    said = {(one.label, one.published.test, one.note) for one in found}
+    assert said == {("Noisy", 50.0, "Chosen so")}
+
+
+def test_an_average_has_no_weights_to_load(call, tiny):
+    result = call("run", "tiny.toml", "--seed", 1, "--seed", 2)
+    assert result.exit_code == 0, result.output
+    folders = sorted(path.parent for path in (tiny / "runs").rglob("record.json"))
+    assert len(folders) == 3
+    refused = call("evaluate", *folders)
+    assert refused.exit_code == 2
+    rule = "an average has no weights of its own; name the runs of its models; got two, an "
+    assert f"{folders[-1].name}: {rule}average of 2" in refused.output
+
+
+def test_a_corpus_is_read_once(call, tiny, monkeypatch):
+    result = call("run", "tiny.toml", "--only", "noisy", "--seed", 1, "--seed", 2)
+    assert result.exit_code == 0, result.output
+    folders = [path.parent for path in (tiny / "runs").rglob("record.json")]
+    read, load = [], tasks.load
+    monkeypatch.setattr(tasks, "load", lambda *given: read.append(given) or load(*given))
+    assert len(evaluate.load_all(folders)) == 2
+    assert len(read) == 1
 
 
 def test_an_average_alone_trains_its_models(call, tiny):

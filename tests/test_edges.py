@@ -156,7 +156,7 @@ def test_gradients_of_one_step_of_many_and_of_none(kind, steps, batch):
 def test_a_state_on_another_device_is_refused():
     layer, x = LSTM(4, 8, noise="hidden * Gaussian(0.1)"), torch.randn(3, 2, 4)
     hx = tuple(torch.zeros(1, 2, 8, device="meta") for _ in range(2))
-    with pytest.raises(ValueError, match="hx must be on the device of the input, cpu; got meta"):
+    with pytest.raises(ValueError, match="hx must be where x is, on cpu; got meta"):
         layer(x, hx)
 
 

@@ -63,6 +63,16 @@ def test_what_has_no_radius_is_refused():
         init.spectral_radius_(torch.eye(3), 0)
 
 
+@pytest.mark.parametrize("projected", [1, 3, 4, 7])
+@pytest.mark.parametrize("squared", [False, True])
+def test_layers_with_projected_states_are_left_out(projected, squared):
+    """Even where their weights could be cut into squares, more of them than gates."""
+    layer = noisin.LSTM(4, 8, num_layers=2, proj_size=projected)
+    other = noisin.GRU(4, 8), noisin.LSTM(4, 8, bidirectional=True)
+    radii = diagnostics.recurrent_radii(torch.nn.Sequential(layer, *other), squared=squared)
+    assert [len(gates) for gates in radii] == [3, 4]
+
+
 def test_gradient_norms_of_a_linear_network_are_powers():
     """With a rectifier that never bends and W = r·I the gradient at lag k is rᵏ times the last."""
     layer = noisin.RNN(2, 3, nonlinearity="relu", bias=False, dtype=torch.float64)

@@ -136,6 +136,14 @@ def test_a_strength_needs_noise():
         fit(Module(noise=None), NoiseMonitor(strength=ramp))
 
 
+def test_the_same_noise_comes_to_other_layers_too():
+    noise = "input * Gaussian(0.5)"
+    module = Module(noise=None)
+    both = Regularize(noise, where="tagger.rnn"), Regularize(noise, where="tagger.read")
+    fit(module, *both, max_steps=1)
+    assert module.tagger.rnn.noise == module.tagger.read.noise == noisin.parse(noise)
+
+
 def test_noise_comes_before_the_optimizer_and_once():
     module, callback = Module(noise=None), Regularize(NOISE, where="tagger.rnn")
     before = {name: p.detach().clone() for name, p in module.named_parameters()}

@@ -188,6 +188,15 @@ def test_corpora_are_tables_of_their_own(done):
     assert [len(runs) for rows in tables.values() for runs in rows.values()] == [3] * 4
 
 
+def test_recipes_of_one_title_are_tables_of_their_own(done):
+    found = records.read([done])
+    other = [record.model_copy(update={"recipe": "other"}) for record in found]
+    tables = report.sections([*found, *other])
+    assert list(tables) == ["A title, recipe tiny", "A title, recipe other"]
+    assert [len(runs) for rows in tables.values() for runs in rows.values()] == [3] * 4
+    assert list(report.sections(found)) == ["A title"]
+
+
 def test_draws_are_under_their_own_heading(done, tmp_path):
     found = records.read([done])
     cut = [

@@ -222,6 +222,12 @@ def test_every_number_of_a_table_runs_again(name, row):
 SEARCHED = spent.read([RESULTS])
 
 
+def test_only_finished_trials_on_file_have_a_score():
+    trials = [trial for one in SEARCHED.values() for trial in one.trials]
+    assert len(trials) > 200
+    assert all(trial.finished == (trial.valid is not None) for trial in trials)
+
+
 @pytest.mark.parametrize(("name", "row"), SEARCHED)
 def test_a_row_that_was_searched_has_what_was_found(name, row):
     """Its settings are those of the best trial, to four digits."""

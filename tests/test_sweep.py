@@ -1,14 +1,16 @@
 """A sweep by workers in this process: what is drawn, run, counted, and kept as the best."""
 
+import dataclasses
 import io
 import json
+import multiprocessing
 
 import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
 from lab_cases import corpus, midi_folder
-from noisin.lab import LabError, best, recipe, records, sweep, train, workers
+from noisin.lab import LabError, best, recipe, records, rolls, sweep, train, workers
 from noisin.lab.sweep import Sweep, Worker
 from noisin.lab.trials import distributions, finished
 from test_cli import call as call  # a fixture
@@ -193,6 +195,21 @@ def test_a_worker_says_why_it_ended(made, monkeypatch):
     monkeypatch.delenv("NOISIN_DATA", raising=False)
     with pytest.raises(LabError, match="nottingham"):
         workers.do(found, processes=2, data_dir=found.folder.parent, console=console)
+
+
+def test_workers_stop_where_the_command_fails(made, tmp_path):
+    music = midi_folder(tmp_path / "music")
+    found = made([f"data={music}"], trials=500)
+    found = dataclasses.replace(found, corpus=rolls.load(str(music)).digest())
+
+    def fails():
+        raise OSError("no space left")
+
+    options = {"processes": 2, "data_dir": None, "console": Console(file=io.StringIO())}
+    with pytest.raises(OSError, match="no space left"):
+        workers.do(found, **options, ended=fails)
+    assert not multiprocessing.active_children()
+    assert len(finished(trials_of(found))) < 500
 
 
 def test_the_command(call, tmp_path):

@@ -1,12 +1,14 @@
 """Trials of an earlier search, taken up by a sweep that has none."""
 
 import json
+import re
 
 import pytest
+from matplotlib.figure import Figure
 from optuna.trial import TrialState
 
 from lab_cases import corpus
-from noisin.lab import LabError, best, recipe, spent, sweep, sweep_command
+from noisin.lab import LabError, best, panels, recipe, spent, sweep, sweep_command
 from noisin.lab.sweep import Worker
 from noisin.lab.trials import LOST, finished
 from test_cli import call as call  # a fixture
@@ -58,6 +60,55 @@ def test_each_keeps_its_number_and_its_end(made, earlier, tmp_path):
     assert len(finished(trials)) == 3
     again = spent.read_one(best.write_spent(found, trials))
     assert again.trials == (zero, failed, pruned)
+
+
+@pytest.fixture
+def cut_short(made, monkeypatch):
+    """A sweep that pruned some of its trials."""
+    monkeypatch.setattr(sweep, "STARTUP", 1)
+    found = made(["epochs=6", "patience=6"], prune=True, trials=8)
+    Worker(found, corpus()).run()
+    return found
+
+
+def test_only_a_finished_trial_has_a_score(cut_short, made, tmp_path):
+    """Optuna gives a pruned one its last score, which is of no whole run."""
+    trials = trials_of(cut_short)
+    one = spent.read_one(best.write_spent(cut_short, trials))
+    pruned = [trial for trial in one.trials if trial.state == "pruned"]
+    assert pruned
+    assert all(trial.valid is None and trial.course for trial in pruned)
+    assert all(trial.valid is not None for trial in one.trials if trial.finished)
+    old = one.model_copy(update={"trials": tuple(map(with_its_last_score, one.trials))})
+    for number, known in enumerate((one, old)):  # older files have scores of pruned ones
+        again = made(["epochs=6", "patience=6"], storage=str(tmp_path / f"{number}.log"), trials=8)
+        taken = take_up(again, known).trials()
+        assert [t.state for t in taken] == [t.state for t in trials]
+        assert [t.value for t in taken] == [trial.valid for trial in one.trials]
+        assert spent.read_one(best.write_spent(again, taken)).trials == one.trials
+
+
+def with_its_last_score(trial):
+    last = trial.course[max(trial.course)]
+    return trial if trial.finished else trial.model_copy(update={"valid": last})
+
+
+def test_the_best_of_an_older_file_is_a_finished_one(earlier):
+    _, one = earlier
+    low = one.trials[2].model_copy(update={"state": "pruned", "valid": 0.0})
+    old = one.model_copy(update={"trials": (*one.trials[:2], low)})
+    assert old.best in one.trials[:2]
+    axes = Figure().subplots()
+    panels.draw_strength([old.model_copy(update={"own": ("std",)})], axes)
+    assert sum(len(line.get_xydata()) for line in axes.get_lines()) == 2
+
+
+def test_only_finished_trials_are_told_as_the_best(cut_short, capsys):
+    trials = trials_of(cut_short)
+    sweep_command._print_trials(trials, count=len(trials))
+    told = re.findall(r"^trial (\d+): valid", capsys.readouterr().out, re.M)
+    whole = [t.number for t in trials if t.state == TrialState.COMPLETE]
+    assert sorted(map(int, told)) == whole
 
 
 def test_another_search_is_refused(made, earlier):

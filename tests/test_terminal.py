@@ -1,6 +1,7 @@
 """What the command says: help with examples, JSON, one-line errors, the version."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 import noisin
 from lab_cases import midi_folder
+from noisin.lab import terminal
 from test_cli import TINY, sets
 from test_cli import call as call  # a fixture
 
@@ -45,6 +47,19 @@ def test_json_is_json_alone(call, tmp_path):
     report = call("report", "runs", "--json")
     assert json.loads(report.stdout) == [row]
     assert not (tmp_path / "report.html").exists()
+
+
+def test_each_row_is_explained_on_its_own_corpus(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(terminal.console, "quiet", False)  # as a command with --json left it
+    (tmp_path / "own.txt").write_text("the cat sat on the mat\n" * 40)
+    (tmp_path / "other.txt").write_text("a dog sat\n" * 40)
+    rows = {"first": "own.txt", "second": "other.txt", "third": "ptb"}
+    text = "".join(f'[rows.{row}]\ndata = "{name}"\n' for row, name in rows.items())
+    (tmp_path / "mine.toml").write_text(f'title = "Mine"\n[base]\ntask = "words"\n{text}')
+    result = call("explain", "mine.toml")
+    assert result.exit_code == 0, result.output
+    outputs = dict(re.findall(r"^(\w+): .*, (\d+) outputs$", result.output, re.M))
+    assert outputs == {"first": "7", "second": "5", "third": "10000"}  # <eos> and <unk> among them
 
 
 def test_an_error_is_one_line_and_its_place_is_shown_on_request(call):

@@ -33,7 +33,8 @@ def spectral_radius(
         One radius a gate, in float64.
 
     Raises:
-        ValueError: the weights are no stack of square blocks (as with ``proj_size``).
+        ValueError: the weights are no stack of square blocks. (Those of a layer with ``proj_size``
+            never are, even where their rows could be cut so.)
 
     Example:
         >>> spectral_radius(torch.tensor([[3.0, 7.0], [0.0, 2.0]])).tolist()
@@ -54,7 +55,8 @@ def recurrent_radii(model: nn.Module, *, squared: bool = False) -> list[list[flo
     """Return the spectral radius of each recurrent layer of a model, a number a gate.
 
     Args:
-        model: any module; its layers of ours are looked at, in the forward direction.
+        model: any module; its layers of ours are looked at, in the forward direction. Those with
+            ``proj_size`` have no square weights, and are left out.
         squared: of W ∘ W.
 
     Example:
@@ -65,7 +67,7 @@ def recurrent_radii(model: nn.Module, *, squared: bool = False) -> list[list[flo
     return [
         spectral_radius(getattr(module, f"weight_hh_l{layer}"), squared=squared).tolist()
         for module in model.modules()
-        if isinstance(module, NoisyRNNBase)
+        if isinstance(module, NoisyRNNBase) and not module.proj_size
         for layer in range(module.num_layers)
     ]
 

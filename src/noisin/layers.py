@@ -141,8 +141,7 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         self.check_input(x, None)
         if not len(x):
             raise RuntimeError("a sequence must have at least one step, got none")
-        autocast = autocasting(x.device)
-        x = x.to(self._dtype(x))
+        autocast, x = autocasting(x.device), x.to(self._dtype(x))
         like = Like(x.dtype, x.device)
         if draws is None and (self.training or self.sampling) and not self.silent:
             draws = self.draw(form)
@@ -197,12 +196,12 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
     def _with_dropout(self, noise: Term | None) -> Term | None:
         if not self.dropout or self.num_layers == 1:
             return noise
-        if self.dropout == 1 and noise is None and self.mode in functional.KERNELS:
-            return None  # torch's alone, which returns zeros
-        if self.dropout == 1:
+        if self.dropout < 1:
+            dropout = at.between * Bernoulli(keep=1 - self.dropout)
+            return dropout if noise is None else noise & dropout
+        if noise is not None or self.mode not in functional.KERNELS:
             raise ValueError("dropout must be below 1 in a noisy layer, got 1")
-        dropout = at.between * Bernoulli(keep=1 - self.dropout)
-        return dropout if noise is None else noise & dropout
+        return None  # torch's alone, which returns zeros
 
     def _time_major(self, input: Tensor | PackedSequence) -> tuple[Tensor, Tensor | None]:
         """Return the input as [T, B, I] in original batch order, and the lengths if packed."""
@@ -241,9 +240,7 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
             for tensor in checked(values) if isinstance(values, Moments) else (values,):
                 self.check_hidden_size(tensor, size)
                 if tensor.device != x.device:
-                    raise ValueError(
-                        f"hx must be on the device of the input, {x.device}; got {tensor.device}"
-                    )
+                    raise ValueError(f"hx must be where x is, on {x.device}; got {tensor.device}")
         if autocast:
             state = tuple(each(lambda one: one.to(x.dtype), s) for s in state)
         return state  # pyright: ignore[reportReturnType]
@@ -399,5 +396,5 @@ class RNN(NoisyRNNBase, nn.RNN):
 
     def extra_repr(self) -> str:
         """Torch's line, the nonlinearity where torch has none like it, and the noise."""
-        line = super().extra_repr()
-        return line if self.mode in functional.KERNELS else line + ", nonlinearity=sigmoid"
+        plain = self.mode in functional.KERNELS
+        return super().extra_repr() + ("" if plain else ", nonlinearity=sigmoid")

@@ -82,7 +82,7 @@ def regularize(
         )
     """
     terms = parse(noise) if isinstance(noise, str) else noise
-    chosen = _chosen(model, where)
+    chosen = layers_of(model, where)
     for name, module in chosen.items():
         try:
             _probe(module).resolve(terms)
@@ -151,7 +151,7 @@ def _probe(module: nn.Module) -> Any:
     return probe
 
 
-def _chosen(model: nn.Module, where: str | Sequence[str] | None) -> dict[str, nn.Module]:
+def layers_of(model: nn.Module, where: str | Sequence[str] | None) -> dict[str, nn.Module]:
     """Return the layers to change, by name."""
     kinds = (nn.RNNBase,) if where is None else tuple(OURS)
     able = {

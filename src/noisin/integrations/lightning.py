@@ -14,15 +14,15 @@ from noisin.diagnostics import learned_spreads, spectral_radius
 from noisin.noise import Term
 from noisin.noisy import Noisy
 from noisin.schedule import StrengthSchedule
-from noisin.surgery import regularize
+from noisin.surgery import layers_of, regularize
 from noisin.text import parse
 
 
 class Regularize(Callback):
     """Make layers of a module noisy before its optimizer is made, as ``noisin.regularize`` does.
 
-    For packages that build their network inside of ``fit`` and take callbacks for the trainer. A
-    module whose layers have this noise already is left, so that a second ``fit`` goes on.
+    For packages that build their network inside of ``fit`` and take callbacks for the trainer.
+    Where all chosen layers have this noise already they are left, so that a second ``fit`` goes on.
 
     Args:
         noise: the terms, or their text.
@@ -43,8 +43,8 @@ class Regularize(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Change the layers."""
-        noises = [layer.noise for layer in pl_module.modules() if isinstance(layer, Noisy)]
-        if self.noise not in noises:
+        layers = layers_of(pl_module, self.where).values()
+        if not all(isinstance(layer, Noisy) and layer.noise == self.noise for layer in layers):
             regularize(pl_module, self.noise, self.where)
 
 

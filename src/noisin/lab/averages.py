@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from noisin.lab import evaluate, records
 from noisin.lab.config import CorpusKey, corpus_key
 from noisin.lab.files import make_folder
+from noisin.lab.recipe import Row
 from noisin.lab.records import Record
 from noisin.lab.task import Corpus
 from noisin.lab.train import Job
@@ -25,23 +26,31 @@ def seeds_of(models: int, seeds: Sequence[int]) -> list[int]:
     return list(seeds[:whole:models]) or [seeds[0]]
 
 
-def members(job: Job) -> list[Job]:
+def members(job: Job, rows: Mapping[str, Row] = {}) -> list[Job]:
     """Return the runs that an average is of; of a run itself.
 
     Args:
         job: the average.
+        rows: those of its recipe; where the averaged one is not among them, its runs have its
+            settings and its name, and nothing else of it is known.
     """
     if job.row.models == 1:
         return [job]
     about = {"label": job.row.average, "average": "", "models": 1, "published": None, "note": ""}
-    row = job.row.model_copy(update=about)
+    row = rows.get(job.row.average) or job.row.model_copy(update=about)
     seeds = range(job.seed, job.seed + job.row.models)
     return [replace(job, name=job.row.average, row=row, seed=seed) for seed in seeds]
 
 
-def runs(jobs: Iterable[Job]) -> list[Job]:
-    """Return what must be trained for runs and averages, each once."""
-    return list({one.path: one for job in jobs for one in members(job)}.values())
+def runs(jobs: Sequence[Job], table: Sequence[Job] = ()) -> list[Job]:
+    """Return what must be trained for runs and averages, each once.
+
+    Args:
+        jobs: the runs and averages.
+        table: those of all rows of the recipe, which say what the models of averages are called.
+    """
+    rows = {job.name: job.row for job in (*table, *jobs)}
+    return list({one.path: one for job in jobs for one in members(job, rows)}.values())
 
 
 def do(

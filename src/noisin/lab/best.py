@@ -68,7 +68,7 @@ def write_spent(sweep: Sweep, trials: Sequence[FrozenTrial]) -> Path:
             Trial(
                 number=one.number,
                 state=STATES[one.state],
-                valid=one.value,
+                valid=one.value if one.state == TrialState.COMPLETE else None,
                 settings=one.params,
                 course={at: round(value, 4) for at, value in one.intermediate_values.items()},
                 reason=one.user_attrs.get(REASON, ""),
@@ -107,7 +107,7 @@ def take_up(sweep: Sweep, study: Study, spent: Spent) -> None:
         made = [
             create_trial(
                 state=_state(known[number]),
-                value=known[number].valid,
+                value=known[number].valid if known[number].finished else None,
                 params=known[number].settings,
                 intermediate_values=dict(known[number].course),
                 distributions=space,

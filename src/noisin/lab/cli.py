@@ -28,7 +28,7 @@ from noisin.lab import (
     tasks,
     together,
 )
-from noisin.lab.config import DECIDING, MusicConfig, propagates
+from noisin.lab.config import DECIDING, MusicConfig, corpus_key, propagates
 from noisin.lab.export_command import export
 from noisin.lab.files import write_aside
 from noisin.lab.forecasts import LEVELS
@@ -237,11 +237,12 @@ def explain(
 ) -> None:
     """Say what the rows of a recipe are: model, sites, paths, parameters, memory."""
     chosen = recipe.load(name or recipe.default(changes), changes, only)
-    own = [s.config for s in chosen.rows.values() if s.config.data not in data.NAMES]
-    corpus = tasks.load(own[0], data_dir, say) if own else None
+    configs = [settings.config for settings in chosen.rows.values()]
+    own = {corpus_key(config): config for config in configs if config.data not in data.NAMES}
+    corpora = {key: tasks.load(config, data_dir, say) for key, config in own.items()}
     for row, settings in chosen.rows.items():
         config = settings.config
-        model = outline(chosen, row, settings, corpus)
+        model = outline(chosen, row, settings, corpora.get(corpus_key(config)))
         parameters = sum(p.numel() for p in model.parameters())
         steps = config.chunk if isinstance(config, MusicConfig) else config.window
         sequences = config.batch_size * config.train_samples

@@ -27,6 +27,7 @@ class Run:
 
     record: Record
     task: Task
+    corpus: Corpus
 
 
 def load(path: Path, data_dir: Path | None = None, corpus: Corpus | None = None) -> Run:
@@ -38,13 +39,19 @@ def load(path: Path, data_dir: Path | None = None, corpus: Corpus | None = None)
         corpus: the corpus, if it is loaded already.
 
     Raises:
-        LabError: no finished run, a damaged file, or a corpus that is not that of the run.
+        LabError: no finished run, an average of several, a damaged file, or a corpus that is not
+            that of the run.
     """
     if not (path / "record.json").is_file():
         raise LabError(f"a run is a folder with a record.json, as `noisin run` leaves; got {path}")
     record = records.read([path / "record.json"])[0]
     if record.status == "diverged":
         raise LabError(f"{path}: a run must have finished; this one diverged, {record.reason}")
+    if record.models > 1:
+        raise LabError(
+            f"{path}: an average has no weights of its own; name the runs of its models; "
+            f"got {record.row}, an average of {record.models}"
+        )
     tensors, _ = checkpoint.load(path / "model.safetensors")
     corpus = corpus or tasks.load(record.config, data_dir)
     if corpus.digest() != record.corpus:
@@ -60,14 +67,13 @@ def load(path: Path, data_dir: Path | None = None, corpus: Corpus | None = None)
     if checkpoint.weights_hash(task.model.state_dict()) != record.weights:
         raise LabError(f"{path}: the weights must have sha256 {record.weights}, as recorded")
     task.model.eval()
-    return Run(record, task)
+    return Run(record, task, corpus)
 
 
 def load_all(paths: Sequence[Path], data_dir: Path | None = None) -> list[Run]:
     """Load runs that are to be averaged: all of the corpus of the first."""
     first = load(paths[0], data_dir)
-    corpus = tasks.load(first.record.config, data_dir)
-    return [first, *(load(path, data_dir, corpus) for path in paths[1:])]
+    return [first, *(load(path, data_dir, first.corpus) for path in paths[1:])]
 
 
 def evaluate(

@@ -93,8 +93,8 @@ def of(rows: Rows, spent: Sequence[Spent] = ()) -> Iterator[Drawing]:
     strong = [one for one in spent if one.own and (one.recipe, one.row) in known]
     if strong:
         title = (
-            "Strength against the validation score, a point a trial (the other settings differ, "
-            "too; triangles are worse than the panel is high)"
+            "Strength against the validation score, a point a finished trial (the other settings "
+            "differ, too; triangles are worse than the panel is high)"
         )
         height = 2.6 * -(-len(strong) // ACROSS)
         yield Drawing("strength", title, partial(draw_strength, strong), len(strong), height)
@@ -167,16 +167,23 @@ def draw_forecast(
 
 
 def draw_strength(spent: Sequence[Spent], *panels: Axes) -> None:
-    """Draw the validation score of trials over the strength of the noise, a panel a method.
+    """Draw the score of finished trials over the strength of the noise, a panel a method.
 
     Scores far above the best of all are triangles at the upper edge.
     """
-    every = [t.valid for one in spent for t in one.trials if t.valid is not None]
+    pairs = [
+        [
+            (t.settings[one.own[-1]], t.valid)
+            for t in one.trials
+            if t.finished and t.valid is not None
+        ]
+        for one in spent
+    ]
+    every = [valid for done in pairs for _, valid in done]
     low = min(every, default=1.0)
     top = low + (WORST - 1) * abs(low)  # a density's likelihood may be above 1
-    for axes, one in zip(panels, spent, strict=True):
+    for axes, one, done in zip(panels, spent, pairs, strict=True):
         name = one.own[-1]
-        done = [(t.settings[name], t.valid) for t in one.trials if t.valid is not None]
         inside = [pair for pair in done if pair[1] <= top]
         beyond = [strength for strength, valid in done if valid > top]
         axes.plot(*(zip(*inside, strict=True) if inside else ([], [])), "o", **POINT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,8 +188,11 @@ def _line(
 
 
 def sections(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
-    """Return the rows of each table by its heading: a recipe on a corpus."""
-    tables: dict[str, list[Record]] = {}
+    """Return the rows of each table by its heading: a recipe on a corpus.
+
+    Recipes of one title are told apart by their names.
+    """
+    tables: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         own = {
             (r.corpus, r.config.without_path().data) for r in records if r.recipe == record.recipe
@@ -197,8 +201,12 @@ def sections(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
         named = [corpus for corpus, data in own if data == name]
         which = name if len(named) == 1 else f"{name}, sha256 {record.corpus[:8]}"
         heading = record.title if len(own) == 1 else f"{record.title} ({which})"
-        tables.setdefault(heading, []).append(record)
-    return {heading: by_row(found) for heading, found in tables.items()}
+        tables.setdefault((heading, record.recipe), []).append(record)
+    titles = Counter(heading for heading, _ in tables)
+    return {
+        f"{heading}, recipe {name}" if titles[heading] > 1 else heading: by_row(found)
+        for (heading, name), found in tables.items()
+    }
 
 
 def write(

@@ -92,7 +92,7 @@ def run(
     hashes = [job.hash for job in found.jobs]
     ranks.check_same(hashes, "recipe, data and settings")
     ranks.from_first(lambda: make_folder(found.folder))
-    runs = averages.runs(found.jobs)
+    runs = averages.runs(found.jobs, found.table)
     waiting = ranks.from_first(lambda: len(runs) - len(jobs.finished(runs)))
     say(f"{found.recipe.title}: {len(runs)} runs, {waiting} to do")
     if layout.plain or shared:

@@ -21,7 +21,7 @@ class Trial(BaseModel):
     Args:
         number: in its sweep.
         state: how it ended.
-        valid: the best validation score, of a finished one.
+        valid: the best validation score, of a finished one; None of others.
         settings: what was drawn.
         course: the validation score, by epoch; by it later trials are pruned.
         reason: why it failed.
@@ -35,6 +35,11 @@ class Trial(BaseModel):
     settings: dict[str, Any]
     course: dict[int, float] = {}
     reason: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it ended with a score."""
+        return self.state == "finished"
 
 
 class Spent(BaseModel):
@@ -69,7 +74,7 @@ class Spent(BaseModel):
     @property
     def best(self) -> Trial | None:
         """The finished trial with the best score, the first of equals."""
-        done = [one for one in self.trials if one.valid is not None]
+        done = [one for one in self.trials if one.finished]
         return min(done, key=lambda one: (one.valid, one.number), default=None)
 
     def __str__(self) -> str:

@@ -108,8 +108,8 @@ def sweep(
 
 
 def _print_trials(trials: list[Any], count: int = 5) -> None:
-    """Print the best trials."""
-    scored = sorted((t for t in trials if t.value is not None), key=lambda t: t.value)
+    """Print the best of the finished trials, and how all ended."""
+    scored = sorted((t for t in trials if sweep_state(t) == "finished"), key=lambda t: t.value)
     for one in scored[:count]:
         settings = ", ".join(f"{name} {value}" for name, value in one.params.items())
         say(f"trial {one.number}: valid {one.value:.4f}; {settings}")

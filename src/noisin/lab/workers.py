@@ -48,7 +48,7 @@ def do(
         console: where progress goes.
         replicas: workers that share a process.
         accelerator: where, if they do.
-        ended: called when trials have ended.
+        ended: called when trials have ended; what it raises stops the workers.
 
     Raises:
         Interrupted: the user pressed Ctrl-C; trials at work are given back.
@@ -68,13 +68,16 @@ def do(
                 reasons += _show(told, display, console, ended)
                 time.sleep(0.2)
             reasons += _show(told, display, console, ended)
-    except KeyboardInterrupt:
+    except BaseException as error:
         stop.set()
         with starting.deaf():
             console.print("stopping: each run finishes its update and gives its trial back")
             for worker in workers:
-                worker.join()
-        raise Interrupted from None
+                if worker.pid is not None:  # the others were never started
+                    worker.join()
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted from None
+        raise
     _check(workers, reasons)
 
 
