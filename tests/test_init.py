@@ -92,7 +92,8 @@ def test_gradient_norms_of_layers_and_refusal():
     norms = diagnostics.gradient_norms(layer.stack, layer.all_weights, x, state)
     assert norms.shape == (2, 5)
     assert (norms > 0).all()
-    again = diagnostics.gradient_norms(layer.stack, layer.all_weights, x, state)
+    with torch.no_grad():  # as one evaluates
+        again = diagnostics.gradient_norms(layer.stack, layer.all_weights, x, state)
     assert torch.equal(norms, again)  # of the plain network, whatever the layer's noise
     both = noisin.GRU(2, 3, bidirectional=True)
     with pytest.raises(ValueError, match="in one direction, got two"):

@@ -92,6 +92,7 @@ def learned_spreads(model: nn.Module) -> dict[str, float]:
     }
 
 
+@torch.enable_grad()
 def gradient_norms(
     stack: Stack,
     weights: list[list[Tensor]],
