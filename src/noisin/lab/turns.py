@@ -10,13 +10,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from noisin.lab.config import Accelerator
+from noisin.lab.config import Accelerator, Config
 from noisin.lab.ranks import Ranks
 from noisin.lab.task import Loss, Task
 from noisin.replicas import Replicas
@@ -208,5 +209,11 @@ def _shape(turn: Turn[Any]) -> Any:
     leaves, form = tree_flatten((turn.wanted.batch, turn.task.carried()))
     own = list(turn.task.model.named_parameters())
     weights = [(name, one.shape) for name, one in own if ".rho_" not in f".{name}"]
-    settings = turn.task.config.model_dump_json(exclude=FREE)
-    return (settings, str(form), *((one.shape, one.dtype) for one in leaves), *weights)
+    kinds = [(one.shape, one.dtype) for one in leaves]
+    return (_settings(turn.task.config), str(form), *kinds, *weights)
+
+
+@cache
+def _settings(config: Config) -> str:
+    """Return what a loss reads of a configuration; asked at every update."""
+    return config.model_dump_json(exclude=FREE)
