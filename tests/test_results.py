@@ -201,15 +201,13 @@ def test_the_page_of_results_is_made_from_the_records(tmp_path, call):
 
 
 RESULTS = Path(__file__).parents[1] / "results"
-ROWS = [(record.recipe, record.row) for record in records.read([RESULTS])]
+RECORDS = records.read([RESULTS])
 
 
-@pytest.mark.parametrize(("name", "row"), sorted(set(ROWS)))
+@pytest.mark.parametrize(("name", "row"), sorted({(one.recipe, one.row) for one in RECORDS}))
 def test_every_number_of_a_table_runs_again(name, row):
     """The row of the recipe that ships has the settings of the records, and their hash."""
-    shown = [
-        record for record in records.read([RESULTS]) if (record.recipe, record.row) == (name, row)
-    ]
+    shown = [record for record in RECORDS if (record.recipe, record.row) == (name, row)]
     found = recipe.load(name, only=[row]).rows[row]
     for record in shown:
         assert found.config == record.config
