@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 import noisin
+from noisin.lab import records, report
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,6 +42,19 @@ def test_first_lines_show_the_swap():
     first = "\n".join(README.splitlines()[:15])
     assert "LSTM(650, 650, num_layers=2, noise=at.hidden * Bernoulli(keep=0.41))" in first
     assert "torch.nn.LSTM(650, 650, num_layers=2)" in first
+
+
+def test_the_first_table_is_that_of_the_records():
+    found = records.read([ROOT / "results" / "bach.jsonl"])
+    rows = {
+        row: [one for one in found if one.row == row] for row in ("plain", "noisin", "variational")
+    }
+    for line in report.summary(rows):
+        scores = [line.scores[split] for split in ("train", "valid", "test")]
+        (shown,) = re.findall(rf"^{line.label} +(.*±.*)$", README, re.M)
+        assert shown.split() == [*map(str, scores), str(line.difference or "-")]
+    draws = [one.monte_carlo[25]["unscored"] for one in rows["noisin"]]
+    assert f"takes NOISIN on to {sum(draws) / len(draws):.3f}." in README
 
 
 def test_check_script_reads_the_test_line_from_here():

@@ -138,7 +138,7 @@ def _notes(rows: dict[str, list[Record]]) -> list[str]:
     found = ["", f"Published: {'; '.join(sources)}."] if sources else []
     found += ["", "| method | noise | settings |", "|---|---|---|"]
     found += [f"| {line.label} | `{line.noise}` | {line.settings} |" for line in lines]
-    found += [f"\n{line.label}: {line.note}." for line in lines if line.note]
+    found += [f"\n{line.label}: {line.note.rstrip('.')}." for line in lines if line.note]
     found += [f"\n{line.label} diverged, {why}." for line in lines for why in line.diverged]
     return found
 
