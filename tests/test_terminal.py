@@ -50,7 +50,7 @@ def test_json_is_json_alone(call, tmp_path):
 
 
 def test_each_row_is_explained_on_its_own_corpus(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(terminal.console, "quiet", False)  # as a command with --json left it
+    monkeypatch.setattr(terminal.console, "quiet", True)  # as a run with --json before it leaves it
     (tmp_path / "own.txt").write_text("the cat sat on the mat\n" * 40)
     (tmp_path / "other.txt").write_text("a dog sat\n" * 40)
     rows = {"first": "own.txt", "second": "other.txt", "third": "ptb"}

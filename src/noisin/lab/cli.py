@@ -78,6 +78,7 @@ def options(
 ) -> None:
     """Regularize recurrent networks with noise: train, compare, report."""
     shown["tracebacks"] = debug
+    console.quiet = False  # a command before it in this process may have been asked for JSON
 
 
 app.command(
