@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional
 
 from noisin import mapped
@@ -23,7 +22,7 @@ from noisin.laws import Law
 from noisin.noise import Operator
 from noisin.propagation import Variance, added_variance, deviation
 from noisin.streams import Stream
-from noisin.tracing import untraced
+from noisin.tracing import transformed, untraced
 
 
 class Perturbation(NamedTuple):
@@ -217,7 +216,7 @@ def multiply(product: Product, t: int, x: Tensor) -> Tensor:
 @untraced  # which knows neither generators nor what is drawn twice
 def _drawn(x: Tensor, weight: Tensor, on_x: Sequence[Acting], drawn: Sequence[Any]) -> Tensor:
     """Return W̃ x under noise in x, its matrix not kept for the backward pass where possible."""
-    if not any(isinstance(p, Fresh) for p in drawn) or not _may_draw_again():
+    if not any(isinstance(p, Fresh) for p in drawn) or transformed():
         return _with_drawn(x, weight, on_x, drawn)
     tensors = [t for p in (*on_x, *drawn) for t in p if isinstance(t, Tensor)]
     return _DrawnAgain.apply(on_x, drawn, x, weight, *tensors)
@@ -358,8 +357,3 @@ def _running(one: Fresh, time: int, weight: Tensor) -> list[Perturbation]:
         new = one.final(t, weight)
         values.append(values[-1] * new if one.operator == "*" else values[-1] + new)
     return [Perturbation(one.operator, value) for value in values]
-
-
-def _may_draw_again() -> bool:
-    """Return whether only ordinary differentiation looks on; transforms see plain operations."""
-    return not (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)

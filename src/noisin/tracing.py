@@ -1,4 +1,4 @@
-"""Staying out of the sight of torch.compile."""
+"""Who looks on: torch.compile, tracers, transforms of functions, gradients of many at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch._compile import _disable_dynamo
+from torch.autograd import forward_ad
 
 
 def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -22,3 +25,28 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
         return (hidden if "torch._dynamo" in sys.modules else function)(*args, **kwargs)
 
     return call
+
+
+def transformed() -> bool:
+    """Return whether ``torch.func`` or forward differentiation looks on."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def unwatched() -> bool:
+    """Return whether nothing but ordinary differentiation looks on: numbers may leave torch."""
+    return (
+        not transformed()
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+    )
+
+
+def batched(*grads: Tensor | None) -> bool:
+    """Return whether gradients come for many at once, as ``is_grads_batched`` has them."""
+    stacked = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
+    return any(one is not None and stacked(one) for one in grads)
+
+
+def differentiates_again(*grads: Tensor | None) -> bool:
+    """Return whether a backward pass shall be differentiable itself, or runs for many at once."""
+    return torch.is_grad_enabled() or batched(*grads)

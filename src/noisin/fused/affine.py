@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from noisin.fused import products
 from noisin.fused.products import multiply
+from noisin.tracing import differentiates_again, unwatched
 
 SMALLEST = 2**20  # numbers of W; below it torch's own linear is as fast
 
@@ -27,10 +27,7 @@ def pays(x: Any, weight: Tensor) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-        and not torch.compiler.is_compiling()
-        and torch._C._get_tracing_state() is None
+        and unwatched()
         and products.library() == "onednn"
     )
 
@@ -58,8 +55,7 @@ class _Affine(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         (grad,), (of_x, of_weight, of_bias) = grads, ctx.needs_input_grad
-        batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # pyright: ignore[reportAttributeAccessIssue]
-        product = torch.matmul if torch.is_grad_enabled() or batched else multiply
+        product = torch.matmul if differentiates_again(grad) else multiply
         return (
             product(grad, weight) if of_x else None,
             product(grad.t(), x) if of_weight else None,

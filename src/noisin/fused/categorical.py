@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
+
+from noisin.tracing import differentiates_again, unwatched
 
 SMALLEST = 2**20  # numbers; below it torch's functions are as fast
 _BLOCK = 2**18  # numbers that are worked on at a time, to stay near the processor
@@ -46,10 +47,7 @@ def _pays(logits: Tensor) -> bool:
         logits.numel() >= SMALLEST
         and logits.device.type == "cpu"
         and logits.dtype in (torch.float32, torch.float64)
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-        and not torch.compiler.is_compiling()
-        and torch._C._get_tracing_state() is None
+        and unwatched()
     )
 
 
@@ -71,8 +69,7 @@ class _LogProbability(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
         logits, index, peak, total = ctx.saved_tensors
         grad = grads[0].unsqueeze(-1)
-        batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # pyright: ignore[reportAttributeAccessIssue]
-        if torch.is_grad_enabled() or batched:  # to differentiate again; is_grads_batched
+        if differentiates_again(grad):
             at = torch.zeros_like(logits).scatter(-1, index, 1.0)
             return grad * (at - logits.softmax(-1)), None
         found, scale = torch.empty_like(logits), -grad / total

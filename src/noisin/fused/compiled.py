@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from noisin import native
 from noisin.fused import blas
 from noisin.fused.buffers import Buffers, Gradients
 from noisin.fused.recurrent import Call
+from noisin.tracing import unwatched
 
 NONLINEARITIES = {"RNN_TANH": 0, "RNN_RELU": 1, "RNN_SIGMOID": 2}
 CELLS = ("rnn", "gru", "lstm")
@@ -244,17 +244,8 @@ def sees(*tensors: Tensor) -> bool:
             serves(one.dtype) and one.device.type == "cpu" and type(one) in (Tensor, Parameter)
             for one in tensors
         )
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-        and not torch.compiler.is_compiling()
-        and torch._C._get_tracing_state() is None
+        and unwatched()
     )
-
-
-def differentiates_again(*grads: Tensor | None) -> bool:
-    """Return whether a backward pass shall be differentiable itself, or runs for many at once."""
-    batched = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore
-    return torch.is_grad_enabled() or any(one is not None and batched(one) for one in grads)
 
 
 def walks(dtype: torch.dtype) -> bool:

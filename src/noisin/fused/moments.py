@@ -21,6 +21,7 @@ from noisin.fused.compiled import Propagation, Spread, address
 from noisin.fused.moment_call import Call, Pair, Tensors
 from noisin.fused.moment_gradients import of_inputs, of_recurrent, seen_input
 from noisin.fused.products import Repeated, multiply
+from noisin.tracing import differentiates_again
 
 
 def run(call: Call, tensors: Tensors) -> tuple[Pair, tuple[Pair, ...]]:
@@ -130,7 +131,7 @@ class _Run(torch.autograd.Function):
         count = len(Tensors._fields)
         saved = ctx.saved_tensors
         given, wanted = Tensors(*saved[:count]), ctx.needs_input_grad[1:]
-        if compiled.differentiates_again(*grads):
+        if differentiates_again(*grads):
             return None, *_by_torch(ctx.call, given, grads, wanted)
         gates, kept = saved[count : count + 2], saved[count + 2 :]
         buffers = _Buffers(ctx.call, given, gates, kept)

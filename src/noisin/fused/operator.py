@@ -26,6 +26,7 @@ from noisin.fused.recurrent import Call, Drawn, Recurrent, Tied, Untied
 from noisin.noise import Noise
 from noisin.product import Fresh
 from noisin.text import parse
+from noisin.tracing import batched
 
 DEVICES = {"cpu": cpu, "cuda": cuda}  # who takes the steps
 _REQUIRED = {"x", "weight_hh", "h0"}
@@ -296,8 +297,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _back(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    batched = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
-    if any(one is not None and batched(one) for one in grads):
+    if batched(*grads):
         raise RuntimeError(
             "the fused recurrence has one gradient at a time; for vectorized ones run the plain "
             'loop, path="reference"; got is_grads_batched=True'

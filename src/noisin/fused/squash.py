@@ -13,6 +13,7 @@ from torch import Tensor
 from noisin import propagation
 from noisin.fused import compiled
 from noisin.propagation import Form, Moments
+from noisin.tracing import differentiates_again
 
 
 def tanh(x: Moments, form: Form = "mixture") -> Moments:
@@ -51,7 +52,7 @@ class _Squash(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[None, None, Tensor, Tensor]:
         mean, variance = ctx.saved_tensors
-        if compiled.differentiates_again(*grads):  # torch's operations know how
+        if differentiates_again(*grads):  # torch's operations know how
             function = propagation.tanh if ctx.half == 1 else propagation.sigmoid
             with torch.enable_grad():
                 # aliases: the graph from here leads to them and not past them
