@@ -39,6 +39,10 @@ FORMS = (  # what acts on given draws, and the cells it is tried in
         ("tanh", "weight_hh + Gaussian(Learned(0.5)) @ sequence"),
         ("sigmoid", "weight_hh * Gaussian(0.5) @ sequence"),
     ),
+    *(
+        *(("LSTM", "weight_hh + Gaussian(0.5)"), ("GRU", "weight_hh * Bernoulli(keep=0.5)")),
+        *(("sigmoid", "weight_hh + Gamma(Learned(0.5))"),),
+    ),
     ("LSTM", "hidden * Gaussian(Learned(0.5)) & output + Gaussian(0.5) & input * Gaussian(0.5)"),
 )
 

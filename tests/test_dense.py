@@ -137,6 +137,8 @@ def test_learned_spread_is_trained_and_may_be_missing():
     assert ours.rho_input.grad.abs() > 0
     each, _, x = pair("linear", at.input * Gaussian(Learned(0.5, per="unit")))
     assert each.rho_input.shape == (F,)
+    with pytest.raises(ValueError, match='the rows share one spread, per="layer"; got row'):
+        Embedding(7, 3, noise='row * Gaussian(Learned(0.5, per="unit"))')
 
 
 @pytest.mark.parametrize("kind", NOISE)

@@ -6,7 +6,7 @@ from torch import nn
 
 from cases import ROWS, kinds_of, make
 from models import Tagger
-from noisin import GRU, LSTM, RNN, Embedding, Linear, Recurrence, explain, regularize
+from noisin import GRU, LSTM, RNN, Embedding, Linear, Recurrence, explain, regularize, sampling
 from noisin.draws import Scaled
 from noisin.fused import compiled
 
@@ -216,6 +216,16 @@ def test_torchs_dropout_is_among_the_terms():
     first, second = explain(LSTM(F, H, 2, dropout=0.25, noise="input * Gaussian(1)"))
     assert [first.place, second.place] == ["input", "between_l0"]
     assert second.term == "between * Bernoulli(keep=0.75)"
+
+
+@pytest.mark.parametrize("kind", [GRU, RNN, LSTM])
+def test_without_noise_torch_drops_out_by_itself(kind):
+    layer = kind(F, H, 2, dropout=0.25)
+    assert {(row.path, row.why) for row in explain(layer)} == {
+        ("torch", "torch's own layers, dropout= between them included")
+    }
+    with sampling(layer):
+        assert {row.path for row in explain(layer)} == {"torch" if kind is LSTM else "cpu"}
 
 
 def test_a_layer_without_noise_may_drop_everything():

@@ -176,7 +176,7 @@ def test_what_memory_could_not_be_read_as_is_refused(name, spoil, rule):
 def test_a_state_of_another_dtype_is_refused():
     layer = LSTM(3, 5, noise=NOISE)
     state = torch.zeros(1, 2, 5, dtype=torch.float64)
-    with pytest.raises(ValueError, match="h0 must be"):
+    with pytest.raises(ValueError, match="the state must be in"):
         layer(torch.zeros(4, 2, 3), (state, state))
 
 

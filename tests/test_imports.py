@@ -37,6 +37,7 @@ ORDER = [
         "product",
         "reference",
         "stack",
+        "checks",
         "fused",
         "propagated_product",
         "propagated",

@@ -24,10 +24,16 @@ def test_each_unit_keeps_so_many_connections_at_random():
     assert torch.equal(weight, filled())
 
 
-@pytest.mark.parametrize("nonzeros", [0, 64])
+@pytest.mark.parametrize("nonzeros", [0, 64, 2.5])
 def test_bad_connections_are_refused(nonzeros):
     with pytest.raises(ValueError, match=f"within 1 … 63, got {nonzeros}"):
         init.sparse_(torch.zeros(5, 63), nonzeros, std=1)
+
+
+@pytest.mark.parametrize("std", [0, -1, float("inf"), float("nan")])
+def test_bad_spreads_are_refused(std):
+    with pytest.raises(ValueError, match=f"std must be a finite number > 0, got {std}"):
+        init.sparse_(torch.zeros(5, 63), 2, std=std)
 
 
 @pytest.mark.parametrize("gates", [1, 3, 4])
@@ -59,8 +65,10 @@ def test_what_has_no_radius_is_refused():
         diagnostics.spectral_radius(torch.zeros(7, 3))
     with pytest.raises(ValueError, match="every block must have a radius > 0"):
         init.spectral_radius_(torch.zeros(3, 3), 1.0)
-    with pytest.raises(ValueError, match="radius must be > 0, got 0"):
+    with pytest.raises(ValueError, match="radius must be a finite number > 0, got 0"):
         init.spectral_radius_(torch.eye(3), 0)
+    with pytest.raises(ValueError, match="radius must be a finite number > 0, got inf"):
+        init.spectral_radius_(torch.eye(3), float("inf"))
 
 
 @pytest.mark.parametrize("projected", [1, 3, 4, 7])

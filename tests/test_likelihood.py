@@ -157,6 +157,17 @@ def test_observations_are_never_broadcast(kind, moments, monkeypatch):
         squared_error(given, torch.ones(2))
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.long, torch.uint8, torch.float64])
+@pytest.mark.parametrize("moments", [False, True])
+def test_features_may_be_whole_numbers(dtype, moments, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users
+    head, parameters = BernoulliHead(3, 2), torch.tensor([[0.5, -1.0]])
+    given = Moments(parameters, torch.ones(1, 2)) if moments else parameters
+    x = torch.tensor([[1.0, 0.0]])
+    found = head.log_likelihood(given, x.to(dtype))
+    torch.testing.assert_close(found, head.log_likelihood(given, x), check_dtype=False)
+
+
 def test_a_reset_sets_every_spread_to_1():
     head = GaussianHead(4, 2, device="meta").to_empty(device="cpu")
     head.reset_parameters()

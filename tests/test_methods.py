@@ -110,6 +110,8 @@ def test_a_learned_spread_goes_where_a_number_does():
         "variational()",
         "variational(input=1, recurrent=1)",
         "variational(hidden=0.5)",
+        "variational(input=True, recurrent=0.7)",
+        "variational(recurrent=0.7, output=True, untied=True)",
         "weight_noise(0)",
         "weight_noise(0.1, hold='for ever')",
         "drop_connect(keep=0.8, hold='moments')",

@@ -87,6 +87,27 @@ def test_only_laws_and_terms_take_a_modifier(wrong):
         wrong @ sequence
 
 
+@pytest.mark.parametrize("several", [A & A, Zoneout(hidden=0.1)], ids=str)
+def test_a_modifier_belongs_to_one_law(several):
+    with pytest.raises(
+        TypeError, match=r"@ puts a word on one law, .*at\.hidden \* law @ sequence"
+    ):
+        several @ sequence
+
+
+def test_a_site_is_perturbed_in_two_ways():
+    for wrong in (
+        lambda: at.hidden @ sequence,
+        lambda: at.hidden - Gaussian(1),
+        lambda: at.hidden / Gaussian(1),
+        lambda: at.hidden & A,
+    ):
+        with pytest.raises(TypeError, match=r"at\.hidden \* law or at\.hidden \+ law; got"):
+            wrong()
+    with pytest.raises(TypeError, match="a law acts at a site"):
+        Gaussian(1) & A
+
+
 @pytest.mark.parametrize("term", [A, A & B, Zoneout(hidden=0.1)], ids=str)
 def test_and_or_not_would_drop_a_term(term):
     for use in (bool, lambda t: t and A, lambda t: t or A, lambda t: not t):

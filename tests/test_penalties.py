@@ -64,6 +64,20 @@ def test_each_kind_of_matrix_is_a_sum_by_hand(kind, package, name):
 
 
 @pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("package", [nn, noisin])
+def test_a_parametrized_matrix_counts_as_it_acts(package, name):
+    model = deep(package)
+    nn.utils.parametrizations.weight_norm(model["rnn"], "weight_hh_l0")
+    nn.utils.parametrizations.weight_norm(model["read"], "weight")
+    for kind, others in (("recurrent", MATRICES["recurrent"][:-1]), ("output", ["linear.weight"])):
+        own = model["rnn"].weight_hh_l0 if kind == "recurrent" else model["read"].weight
+        value = getattr(penalties, name)(model, **{kind: 0.3})
+        assert_is_sum(value, name, [(0.3, one) for one in (*named(model, *others), own)])
+    value.backward()
+    assert model["read"].parametrizations.weight.original1.grad is not None
+
+
+@pytest.mark.parametrize("name", SIZES)
 def test_the_kinds_add_up(name):
     model, strengths = deep(), {"input": 0.1, "recurrent": 2, "output": 0.7}
     value = getattr(penalties, name)(model, **strengths)

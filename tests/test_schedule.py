@@ -219,6 +219,15 @@ def test_a_schedule_refuses():
         StrengthSchedule(LSTM(4, 6), linear(0.0, 1.0, 10))
     with pytest.raises(ValueError, match=r"linear: steps must be > 0, got 0"):
         linear(0.0, 1.0, 0)
+    for start, end in ((-1.0, 1.0), (0.0, float("inf"))):
+        with pytest.raises(ValueError, match=r"linear: (start|end) must be a finite number >= 0"):
+            linear(start, end, 5)
+    model = nn.Sequential(LSTM(4, 6, noise="hidden * Gaussian(1)"), LSTM(6, 6))
+    model[1].noise = "Zoneout(hidden=0.6)"
+    schedule = StrengthSchedule(model, lambda step: 1.0 + step)
+    with pytest.raises(ValueError, match="1, step 1: "):
+        schedule.step()
+    assert (model[0].strength, model[1].strength, schedule.steps) == (1.0, 1.0, 0)
     schedule = StrengthSchedule(Model(), lambda step: 1 - step)
     schedule.step()
     with pytest.raises(ValueError, match=r"words, step 2: strength must be .* >= 0, got -1"):

@@ -206,6 +206,13 @@ def test_options_of_an_embedding_are_kept():
     assert (layer.weight.grad[1] == 0).all()
 
 
+def test_the_dimension_of_time_is_kept_or_given():
+    layer = noisin.Linear(4, 3, noise="weight + Gaussian(1)", time_dim=1)
+    assert regularize(layer, "weight * Gaussian(1)", where="").time_dim == 1
+    assert regularize(layer, "weight * Gaussian(1)", where="", time_dim=0).time_dim == 0
+    assert regularize(nn.Linear(4, 3), "weight * Gaussian(1)", where="").time_dim == 0
+
+
 def test_a_layer_of_ours_gets_other_noise():
     layer = noisin.LSTM(3, 5, noise=LEARNED)
     assert regularize(layer, NOISE) is layer

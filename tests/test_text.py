@@ -1,6 +1,7 @@
 """The text form: read back what was written, and refuse everything else quickly."""
 
 import math
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -232,6 +233,24 @@ def test_hostile_text_is_refused_at_once_with_the_valid_words(text):
     words = (*SITES, *laws.LAWS, *MODIFIERS, *METHODS, "Zoneout", "Learned", "none")
     assert [word for word in words if word not in message] == []
     assert len(message) < 3000
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("hidden * Gaussian", r"Gaussian is written as a call, Gaussian\(std\)$"),
+        ("hidden * Bernoulli(0.5)", r"Bernoulli\(keep=…\) is the form, got 'Bernoulli\(0.5\)'$"),
+        ("hidden * Gaussian(sd=1)", r"Gaussian\(std\) is the form, got 'Gaussian\(sd=1\)'$"),
+        ("zaremba(0.5)", r"zaremba\(keep=…, num_layers=…\) is the form, got"),
+        ("none & hidden * Gaussian(1)", "none is the whole text, and no term among others$"),
+        ("hidden(1) * Gaussian(2)", "hidden is written without parentheses$"),
+        ("hiden * Gaussian(1)", "unknown word 'hiden' here, did you mean hidden"),
+    ],
+)
+def test_common_slips_are_told_how_it_is_written(text, rule):
+    with pytest.raises(ValueError, match="no noise: ") as error:
+        parse(text)
+    assert re.search(rule, str(error.value).splitlines()[0])
 
 
 @pytest.mark.parametrize("wrong", [None, 1, b"none", ["none"], at.hidden, math.nan, object()])

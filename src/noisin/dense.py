@@ -213,7 +213,9 @@ class Embedding(Dense, nn.Embedding):
         self.noise = noise
 
     def _spread_size(self, place: str, term: Noise) -> tuple[int, ...]:
-        return () if isinstance(term.law.std, Learned) and term.law.std.per == "layer" else (1,)
+        if isinstance(term.law.std, Learned) and term.law.std.per != "layer":
+            raise ValueError(f'the rows share one spread, per="layer"; got {term}')
+        return ()
 
     def entry_size(self, term: Noise, input: Tensor) -> list[int]:
         """Return the shape of a term's entry in the draws."""

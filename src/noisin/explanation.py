@@ -116,6 +116,8 @@ def _of_stack(name: str, module: NoisyRNNBase, time: int, batch: int) -> list[Ex
     rows = []
     for layer in range(stack.num_layers):
         path, why = path_of(stack, found, layer, weight.dtype, _device(weight))
+        if found and module.drops_by_itself:
+            path, why = "torch", "torch's own layers, dropout= between them included"
         here = _places_of_layer(stack, found, layer)
         pairs = [(place, term) for place in here for term in found[place]]
         for place, term in pairs:

@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from noisin import propagated, reference
+from noisin.checks import check_call
 from noisin.draws import Draws, acting
 from noisin.fused import unroll as fused
 from noisin.noise import Term
@@ -148,13 +149,15 @@ def recur(
         where some noise is propagated or moments come in.
 
     Raises:
-        ValueError: the noise, the draws or the path do not fit.
+        ValueError: the noise, the draws, the path, or shapes and dtypes do not fit.
     """
     found = places(stack, noise)
     if found and draws is None:
         raise ValueError(f"noise is data: draws must be given with {noise}")
     like = mean_of(x)
-    _check(stack, like, state, path)
+    if path not in (None, *get_args(Path)):
+        raise ValueError(f"path must be one of {', '.join(get_args(Path))}; got {path!r}")
+    check_call(stack, weights, like, state)
     noisy = acting(found, draws or {}, stack, like)
     valid = None if lengths is None else _valid(like, lengths)
     width, finals = len(stack.directions), []
@@ -182,16 +185,6 @@ def recur(
 
 def _cat(*parts: Tensor) -> Tensor:
     return torch.cat(parts)
-
-
-def _check(stack: Stack, x: Tensor, state: tuple[Values, ...], path: str | None) -> None:
-    """Refuse a state that would only broadcast to the right shape, and unknown paths."""
-    if path not in (None, *get_args(Path)):
-        raise ValueError(f"path must be one of {', '.join(get_args(Path))}; got {path!r}")
-    shapes = stack.state_shapes(x.shape[1])
-    got = [tuple(s.mean.shape if isinstance(s, Moments) else s.shape) for s in state]
-    if got != shapes:
-        raise ValueError(f"the state of {stack.mode} must have shapes {shapes}, got {got}")
 
 
 def _valid(x: Tensor, lengths: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ def sparse_(
     Args:
         weight: [out, in], changed in place; the incoming connections of a unit are a row.
         nonzeros: ν, connections that a unit keeps, 1 <= ν <= in.
-        std: standard deviation of those kept, > 0.
+        std: standard deviation of those kept, a finite number > 0.
         generator: source of randomness; torch's default generator without it.
 
     Raises:
@@ -39,10 +41,10 @@ def sparse_(
         Sutskever et al. (2013); Bayer et al.: On fast dropout …, section 2.3.
     """
     columns = weight.shape[1]
-    if not 1 <= nonzeros <= columns:
-        raise ValueError(f"sparse_: nonzeros must be within 1 … {columns}, got {nonzeros}")
-    if not std > 0:
-        raise ValueError(f"sparse_: std must be > 0, got {std}")
+    if not isinstance(nonzeros, int) or not 1 <= nonzeros <= columns:
+        raise ValueError(f"sparse_: nonzeros must be an int within 1 … {columns}, got {nonzeros}")
+    if not 0 < std < math.inf:
+        raise ValueError(f"sparse_: std must be a finite number > 0, got {std}")
     weight.normal_(0, std, generator=generator)
     rank = torch.rand(weight.shape, generator=generator, device=weight.device).argsort(1)
     return weight.mul_(rank < nonzeros)
@@ -54,10 +56,10 @@ def spectral_radius_(weight_hh: Float[Tensor, "GH H"], radius: float) -> Float[T
 
     Args:
         weight_hh: recurrent weights [G·H, H], one block a gate.
-        radius: ρ > 0.
+        radius: ρ, a finite number > 0.
 
     Raises:
-        ValueError: ``radius`` not above 0, or a block whose spectral radius is 0.
+        ValueError: ``radius`` out of range, or a block whose spectral radius is 0.
 
     Example:
         >>> weight = spectral_radius_(torch.randn(8, 8), 1.1)
@@ -67,8 +69,8 @@ def spectral_radius_(weight_hh: Float[Tensor, "GH H"], radius: float) -> Float[T
     References:
         Sutskever et al. (2013); Bayer et al.: On fast dropout …, section 2.3.
     """
-    if not radius > 0:
-        raise ValueError(f"spectral_radius_: radius must be > 0, got {radius}")
+    if not 0 < radius < math.inf:
+        raise ValueError(f"spectral_radius_: radius must be a finite number > 0, got {radius}")
     now = spectral_radius(weight_hh)
     if not bool((now > 0).all()):
         raise ValueError(

@@ -136,7 +136,7 @@ class Law(ABC):
             f"{type(other).__name__}"
         )
 
-    __mul__ = __rmul__ = __add__ = __radd__ = _refuse
+    __mul__ = __rmul__ = __add__ = __radd__ = __and__ = _refuse
 
     def __str__(self) -> str:
         shape = "".join(

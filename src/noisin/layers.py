@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from noisin import at, draws, functional
+from noisin.checks import check_finite
 from noisin.draws import Draws, Like, Scaled, expected, outside_checkpoints
 from noisin.functional import Path
 from noisin.laws import Bernoulli
@@ -127,7 +128,7 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
             RuntimeError: torch's own errors of shape.
         """
         if check:
-            _check_finite(input, hx)
+            check_finite(input, hx)
         moments = return_moments or isinstance(input, Moments) or _has_moments(hx)
         kernel = path is None and not moments
         noise = self._noise_of(draws, kernel)
@@ -179,10 +180,14 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
             kernel: whether torch's own kernel may run all of the call.
         """
         given = draws is not None
-        torchs = self._noise is None and kernel and self.mode in functional.KERNELS
-        if torchs and self.training and not given and not self.sampling:
-            return None  # without noise of ours torch drops out by itself, where it can
+        if kernel and self.training and not given and self.drops_by_itself:
+            return None
         return self.on(self.acting(), given)
+
+    @property
+    def drops_by_itself(self) -> bool:
+        """Whether torch runs the layers in training: without noise of ours, dropout= included."""
+        return self._noise is None and self.mode in functional.KERNELS and not self.sampling
 
     @property
     def is_noisy(self) -> bool:
@@ -289,27 +294,6 @@ def _checked_form(input: Any) -> Any:
 def _as_moments(function: Callable[[Tensor], Any], x: Tensor | Moments) -> Any:
     """Return a function of a tensor, or of the mean and the variance."""
     return Moments(*map(function, x)) if isinstance(x, Moments) else function(x)
-
-
-def _check_finite(input: Any, hx: Any) -> None:
-    """Refuse NaN and infinity."""
-    given: dict[str, Any] = {"input": input}
-    if hx is not None:
-        one = isinstance(hx, Tensor | Moments)
-        given |= {"hx": hx} if one else dict(zip(("h", "c"), hx, strict=False))
-    for name, values in list(given.items()):
-        if isinstance(values, Moments):
-            del given[name]
-            given |= {f"{part} of {name}": getattr(values, part) for part in values._fields}
-    given = {name: one.data for name, one in given.items()}
-    for name, tensor in given.items():
-        wrong = (~torch.isfinite(tensor)).nonzero()
-        if len(wrong):
-            where = wrong[0].tolist()
-            raise ValueError(
-                f"{name} must be finite; got {tensor[tuple(where)].item()} at {where}, and "
-                f"{len(wrong)} such numbers in all"
-            )
 
 
 class LSTM(NoisyRNNBase, nn.LSTM):

@@ -89,6 +89,7 @@ class BernoulliHead(Head):
         """Return Σ_i x_i log p_i + (1 - x_i) log (1 - p_i)."""
         _check_alike(parameters, x)
         parameters = _logits(parameters)
+        x = x if x.is_floating_point() else x.to(parameters.dtype)
         return -binary_cross_entropy_with_logits(parameters, x, reduction="none").sum(-1)
 
     def sample(

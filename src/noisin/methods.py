@@ -18,7 +18,7 @@ def _dropout(rates: Sequence[tuple[Site, float | None]], *modifiers: Modifier) -
     """Return Bernoulli noise at each site whose keep probability is given and below 1."""
     terms: list[Term] = []
     for site, keep in rates:
-        if keep is None or keep == 1:
+        if keep is None or _keeps_all(keep):
             continue
         term = site * Bernoulli(keep=keep)
         for modifier in modifiers:
@@ -28,6 +28,11 @@ def _dropout(rates: Sequence[tuple[Site, float | None]], *modifiers: Modifier) -
         sites = ", ".join(site.name for site, _ in rates)
         raise ValueError(f"at least one keep probability below 1 is needed, of {sites}; got none")
     return reduce(and_, terms)
+
+
+def _keeps_all(keep: float) -> bool:
+    """Return whether nothing is dropped; True is no probability, and Bernoulli refuses it."""
+    return keep == 1 and not isinstance(keep, bool)
 
 
 def _held(term: Noise, hold: str) -> Noise:
@@ -70,6 +75,10 @@ def zaremba(*, keep: float, num_layers: int = 2) -> Term:
     Args:
         keep: probability that a unit is kept.
         num_layers: layers of the network; one layer has no ``between``.
+
+    Raises:
+        ValueError: ``keep`` is no probability below 1, or ``num_layers`` below 1. A layer that
+            is alone refuses the term ``between`` of two.
 
     Example:
         >>> zaremba(keep=0.5)
@@ -114,7 +123,9 @@ def variational(
     if not untied:
         return _dropout([*inside, (at.output, output)], sequence)
     gated = _dropout(inside, sequence, noise.untied)
-    return gated if output in (None, 1) else gated & _dropout([(at.output, output)], sequence)
+    if output is None or _keeps_all(output):
+        return gated
+    return gated & _dropout([(at.output, output)], sequence)
 
 
 def weight_noise(

@@ -48,7 +48,7 @@ class Modifier:
     def __rmatmul__(self, law: Law) -> Qualified:
         """Return a bare law with this word on how it is drawn: ``law @ sequence``."""
         if not isinstance(law, Law):
-            return NotImplemented
+            _refuse_word(law)
         return Qualified(law) @ self
 
     def __str__(self) -> str:
@@ -72,6 +72,13 @@ MODIFIERS: dict[str, Modifier] = {
 }
 
 
+def _refuse_word(other: object) -> NoReturn:
+    raise TypeError(
+        "@ puts a word on one law, or on one site with its law: law @ sequence, "
+        f"at.hidden * law @ sequence; got {other!s:.80} @ …"
+    )
+
+
 class Term:
     """What ``&`` combines: a ``Noise``, a ``Zoneout``, or several of them in a ``Terms``."""
 
@@ -83,6 +90,10 @@ class Term:
                 "names no site yet: write at.hidden * law"
             )
         return Terms((*terms_of(self), *terms_of(other)))
+
+    def __matmul__(self, modifier: Modifier) -> Term:
+        """Refuse: of all terms only ``Noise`` takes words on how it is drawn."""
+        _refuse_word(self)
 
     def __bool__(self) -> NoReturn:
         raise TypeError(
@@ -168,6 +179,14 @@ class Site:
         )
 
     __rmul__ = __radd__ = _refuse
+
+    def _refuse_operator(self, other: object) -> NoReturn:
+        raise TypeError(
+            f"a site is perturbed by * or +, at.{self} * law or at.{self} + law; got at.{self} "
+            f"and {other!s:.80} joined otherwise"
+        )
+
+    __sub__ = __truediv__ = __matmul__ = __and__ = _refuse_operator
 
     def __str__(self) -> str:
         return self.name if self.layer is None else f"{self.name}[{self.layer}]"

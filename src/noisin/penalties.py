@@ -130,7 +130,7 @@ def _matrices(model: nn.Module, kind: str) -> list[Tensor]:
             found[id(module.weight)] = module.weight
         elif kind != "output" and isinstance(module, nn.RNNBase):
             prefix = "weight_ih" if kind == "input" else "weight_hh"
-            for name, parameter in module.named_parameters(recurse=False):
-                if name.startswith(prefix):
-                    found[id(parameter)] = parameter
+            for name in module._flat_weights_names:
+                if name.startswith(prefix):  # the matrix that acts, where it is parametrized
+                    found[id(getattr(module, name))] = getattr(module, name)
     return list(found.values())

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from noisin.noisy import Noisy
+from noisin.strength import scaled
 
 
 def linear(start: float, end: float, steps: int) -> Callable[[int], float]:
     """Return the strength that goes from ``start`` to ``end`` in a straight line, and stays.
 
     Args:
-        start: at step 0, >= 0.
-        end: from step ``steps`` on, >= 0.
+        start: at step 0, a finite number >= 0.
+        end: from step ``steps`` on, a finite number >= 0.
         steps: > 0.
 
     Raises:
-        ValueError: ``steps`` out of range.
+        ValueError: a number out of range.
 
     Example:
         >>> [linear(0.0, 1.0, 4)(step) for step in range(6)]
@@ -27,6 +29,9 @@ def linear(start: float, end: float, steps: int) -> Callable[[int], float]:
     """
     if steps <= 0:
         raise ValueError(f"linear: steps must be > 0, got {steps}")
+    for name, value in (("start", start), ("end", end)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"linear: {name} must be a finite number >= 0, got {value}")
 
     def strength(step: int) -> float:
         done = min(step / steps, 1.0)
@@ -78,8 +83,7 @@ class StrengthSchedule:
                 f"got {type(model).__name__}"
             )
         self._strength = strength
-        self.steps = 0
-        self._set()
+        self._set(0)
 
     @property
     def strength(self) -> float:
@@ -87,17 +91,23 @@ class StrengthSchedule:
         return self._strength(self.steps)
 
     def step(self) -> None:
-        """Count one step, and set the strength that follows."""
-        self.steps += 1
-        self._set()
+        """Count one step, and set the strength that follows.
 
-    def _set(self) -> None:
-        strength = self.strength
+        Raises:
+            ValueError: it is not possible in some layer; then nothing is changed.
+        """
+        self._set(self.steps + 1)
+
+    def _set(self, steps: int) -> None:
+        strength = self._strength(steps)
         for name, layer in self._layers:
             try:
-                layer.strength = strength
+                scaled(layer.noise, strength)
             except ValueError as error:
-                raise ValueError(f"{name or 'the model'}, step {self.steps}: {error}") from None
+                raise ValueError(f"{name or 'the model'}, step {steps}: {error}") from None
+        for _, layer in self._layers:
+            layer.strength = strength
+        self.steps = steps
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of steps done."""
@@ -105,5 +115,4 @@ class StrengthSchedule:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the step that ``state_dict`` gave."""
-        self.steps = state["steps"]
-        self._set()
+        self._set(state["steps"])

@@ -81,6 +81,13 @@ class Stack:
         first = place.removesuffix("_reverse") == "weight_ih_l0"
         return rows, self.input_size if first else self.state_size * len(self.directions)
 
+    def weight_shapes(self, place: str, biases: bool) -> list[tuple[int, ...]]:
+        """Return the shapes of the parameters of ``_l0``, ``_l0_reverse``, … in torch's order."""
+        matrices = [self.matrix(f"weight_{kind}{place}") for kind in ("ih", "hh")]
+        own = [(self.gates * self.hidden_size,)] * 2 if biases else []
+        projection = [(self.proj_size, self.hidden_size)] if self.proj_size else []
+        return [*matrices, *own, *projection]
+
     def drawn(self, place: str, term: Noise) -> int:
         """Return how many numbers a term outside the weights draws at a step of a sequence."""
         if term.estimate == "preactivation":

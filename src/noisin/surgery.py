@@ -46,7 +46,7 @@ def regularize(
     noise: Term | str | None,
     where: str | Sequence[str] | None = None,
     *,
-    time_dim: int = 0,
+    time_dim: int | None = None,
 ) -> Model:
     """Turn layers of a model into noisy ones, in place.
 
@@ -62,7 +62,8 @@ def regularize(
         where: names of modules, or patterns such as ``"decoder.*"``: the ``RNN``, ``GRU``,
             ``LSTM``, ``Linear`` and ``Embedding`` layers of such a name. Without it, all recurrent
             layers.
-        time_dim: dimension of time in the input of ``Linear`` and ``Embedding`` layers.
+        time_dim: dimension of time in the input of ``Linear`` and ``Embedding`` layers; without
+            it a layer of ours keeps its own, and others take 0.
 
     Returns:
         The model itself.
@@ -93,8 +94,8 @@ def regularize(
     for layer in chosen.values():
         new = not isinstance(layer, Noisy)
         layer.__class__ = _noisy(type(layer))
-        if new and isinstance(layer, Linear | Embedding):
-            layer.time_dim = time_dim
+        if isinstance(layer, Linear | Embedding) and (new or time_dim is not None):
+            layer.time_dim = time_dim or 0
         layer.noise = terms
     return model
 
@@ -112,7 +113,9 @@ def strip(model: nn.Module, *, inplace: bool = False) -> Any:
 
     Raises:
         ValueError: a layer that torch cannot express: ``RNN(nonlinearity="sigmoid")``,
-            ``Zoneout`` (its evaluation is not the plain cell), ``Recurrence``, ``GaussianHead``.
+            ``Zoneout`` and ``@ moments`` (their evaluation is not the plain cell), ``Recurrence``,
+            ``GaussianHead``; a subclass of a layer of ours, such as
+            ``torch.nn.utils.parametrize`` makes of one (parametrize before ``regularize``).
 
     Example:
         >>> strip(LSTM(4, 8, noise="hidden * Bernoulli(keep=0.8)"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import NoReturn, TypeVar
 
@@ -81,7 +82,7 @@ def _value(node: ast.expr) -> object:
     """Return what a node stands for: a site, a law, a modifier, a term or a plain value."""
     match node:
         case ast.Name(id=name):
-            return _word(name, {**at.SITES, **MODIFIERS})
+            return _word(name, {**at.SITES, **MODIFIERS}, "is written as a call")
         case ast.Constant(value=bool() | int() | float() | str() as value):
             return value
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
@@ -90,7 +91,7 @@ def _value(node: ast.expr) -> object:
             site = _value(target)
             return site[_value(index)] if isinstance(site, Site) else _refuse(node)  # pyright: ignore[reportArgumentType]
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
-            call = _word(name, CALLS)
+            call = _word(name, CALLS, "is written without parentheses")
             if any(isinstance(a, ast.Starred) for a in args) or any(
                 k.arg is None for k in keywords
             ):
@@ -98,7 +99,12 @@ def _value(node: ast.expr) -> object:
             named = {k.arg: _value(k.value) for k in keywords if k.arg is not None}
             if len(named) < len(keywords):
                 _refuse(node)
-            return call(*map(_value, args), **named)
+            given = [_value(one) for one in args]
+            try:
+                inspect.signature(call).bind(*given, **named)
+            except TypeError:
+                raise ValueError(f"{_form(name)} is the form, got {ast.unparse(node)!r}") from None
+            return call(*given, **named)
         case ast.BinOp(left=left, op=op, right=right):
             return _combined(_value(left), op, _value(right), node)
     return _refuse(node)
@@ -117,12 +123,33 @@ def _combined(left: object, op: ast.operator, right: object, node: ast.expr) -> 
     return _refuse(node)
 
 
-def _word(name: str, words: Mapping[str, Word]) -> Word:
+def _word(name: str, words: Mapping[str, Word], otherwise: str) -> Word:
+    """Return what a word stands for where it is found.
+
+    Args:
+        name: the word.
+        words: what may stand here.
+        otherwise: how the words of the other kind are written.
+    """
     if name in words:
         return words[name]
-    near = difflib.get_close_matches(name, [*at.SITES, *MODIFIERS, *CALLS], n=1, cutoff=0.6)
+    if name == "none":
+        raise ValueError("none is the whole text, and no term among others")
+    known = [*at.SITES, *MODIFIERS, *CALLS]
+    if name in known:
+        form = f", {_form(name)}" if name in CALLS else ""
+        raise ValueError(f"{name} {otherwise}{form}")
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f", did you mean {near[0]}?" if near else ""
     raise ValueError(f"unknown word {name!r} here{hint}")
+
+
+def _form(name: str) -> str:
+    """Return how a call is written: ``Gamma(std, shape=…)``."""
+    given = inspect.signature(CALLS[name]).parameters.values()
+    named = [p.kind is p.KEYWORD_ONLY or p.default is not p.empty for p in given]
+    shown = (f"{p.name}=…" if by_name else p.name for p, by_name in zip(given, named, strict=True))
+    return f"{name}({', '.join(shown)})"
 
 
 def _refuse(node: ast.expr) -> NoReturn:

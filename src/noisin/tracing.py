@@ -27,6 +27,12 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def constant(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let dynamo call a function of constants while it compiles, and keep what it returns."""
+    function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+    return function
+
+
 def transformed() -> bool:
     """Return whether ``torch.func`` or forward differentiation looks on."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

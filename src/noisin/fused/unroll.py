@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from noisin.fused import operator
-from noisin.laws import LAWS
+from noisin.laws import LAWS, Law
 from noisin.noise import Noise
 from noisin.product import Acting, Fresh, Perturbation, multiply_all, noisy_product, perturb_held
 from noisin.reference import Inside, State, Weights
 from noisin.stack import Places, Stack, is_held
+from noisin.tracing import constant
 
 
 def refusal(
@@ -114,5 +115,9 @@ def _drawn(weight: Tensor, acting: Sequence[Acting]) -> tuple[Tensor, str, Fresh
         return weight, "", None
     *kept, last = acting
     assert isinstance(last, Fresh)
-    law = f"weight_hh {last.operator} {last.law}"
-    return perturb_held(weight, kept), law, last
+    return perturb_held(weight, kept), _term(last.operator, last.law), last
+
+
+@constant
+def _term(operator: str, law: Law) -> str:
+    return f"weight_hh {operator} {law}"

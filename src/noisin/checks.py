@@ -1,0 +1,80 @@
+"""What the input, the weights and the state of a stack of layers must be like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noisin.propagation import Moments, mean_of
+from noisin.stack import Stack
+
+
+def check_call(
+    stack: Stack,
+    weights: Sequence[Sequence[Tensor]],
+    x: Tensor,
+    state: Sequence[Tensor | Moments],
+) -> None:
+    """Refuse what would only broadcast to the right shape, or be read beyond its end.
+
+    Args:
+        stack: shape of the layers.
+        weights: for each layer and direction, torch's parameters in torch's order.
+        x: input, [T, B, I].
+        state: (h_0,) or (h_0, c_0).
+
+    Raises:
+        ValueError: a shape or a dtype that the stack does not have.
+    """
+    if x.dim() != 3 or x.shape[2] != stack.input_size:
+        raise ValueError(f"x must be [T, B, {stack.input_size}], got {list(x.shape)}")
+    suffixes = stack.directions
+    if len(weights) != stack.num_layers * len(suffixes):
+        raise ValueError(
+            f"weights must have {stack.num_layers * len(suffixes)} groups, one a layer and "
+            f"direction; got {len(weights)}"
+        )
+    biases = len(weights[0]) > 2 + bool(stack.proj_size)
+    for index, group in enumerate(weights):
+        place = f"_l{index // len(suffixes)}{suffixes[index % len(suffixes)]}"
+        shapes = stack.weight_shapes(place, biases)
+        got = [tuple(one.shape) for one in group]
+        if got != shapes:
+            raise ValueError(f"the weights of {place[1:]} must have shapes {shapes}, got {got}")
+        _check_dtype(f"the weights of {place[1:]}", group, x)
+    sizes = stack.state_shapes(x.shape[1])
+    means = [mean_of(one) for one in state]
+    got = [tuple(one.shape) for one in means]
+    if got != sizes:
+        raise ValueError(f"the state of {stack.mode} must have shapes {sizes}, got {got}")
+    _check_dtype("the state", means, x)
+
+
+def _check_dtype(name: str, tensors: Sequence[Tensor], x: Tensor) -> None:
+    for one in tensors:
+        if one.dtype != x.dtype:
+            raise ValueError(f"{name} must be in x's {x.dtype}, got {one.dtype}")
+
+
+def check_finite(input: Any, hx: Any) -> None:
+    """Refuse NaN and infinity in an input and the state given with it."""
+    given: dict[str, Any] = {"input": input}
+    if hx is not None:
+        one = isinstance(hx, Tensor | Moments)
+        given |= {"hx": hx} if one else dict(zip(("h", "c"), hx, strict=False))
+    for name, values in list(given.items()):
+        if isinstance(values, Moments):
+            del given[name]
+            given |= {f"{part} of {name}": getattr(values, part) for part in values._fields}
+    given = {name: one.data for name, one in given.items()}
+    for name, tensor in given.items():
+        wrong = (~torch.isfinite(tensor)).nonzero()
+        if len(wrong):
+            where = wrong[0].tolist()
+            raise ValueError(
+                f"{name} must be finite; got {tensor[tuple(where)].item()} at {where}, and "
+                f"{len(wrong)} such numbers in all"
+            )
