@@ -117,7 +117,7 @@ def assert_close_to_float64(actual, eager, ref64, pooled=False):
         assert r.dtype == torch.float64
         if r.numel() == 0:
             continue
-        scale = largest if pooled and r.dim() == 0 else r.abs().max().item()
+        scale = largest if pooled and r.numel() == 1 else r.abs().max().item()
         bound = 2 * (e.double() - r).abs().max().item() + 8 * torch.finfo(a.dtype).eps * scale
         error = (a.double() - r).abs().max().item()
         assert error <= bound, f"error {error:.3g} above {bound:.3g}"

@@ -58,3 +58,9 @@ def test_elsewhere_the_head_is_torchs_linear(monkeypatch):
     monkeypatch.setattr(affine, "SMALLEST", 0)
     head, x = CategoricalHead(3, 5), seeded(4, 3)
     assert_bit_equal(head(x), linear(x, head.weight, head.bias))
+
+
+@pytest.mark.usefixtures("onednn")
+def test_another_size_is_refused_in_torchs_words():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        CategoricalHead(64, 64)(seeded(3, 60))

@@ -153,3 +153,26 @@ def test_what_does_not_fit_is_refused(kind):
             ours.noise = noise
     assert len(terms_of(ours.noise)) == 1  # what was there stays
     assert fold(x, 2).shape[1] == 2 * B
+
+
+@pytest.mark.parametrize("kind", NOISE)
+def test_a_weight_need_not_be_a_parameter(kind):
+    """As FSDP and DataParallel have it; noise is drawn in its type, not in that of word numbers."""
+    ours, _, x = pair(kind, NOISE[kind])
+    expected = drawn_once(ours, x)
+    for name, parameter in [*ours.named_parameters(recurse=False)]:
+        delattr(ours, name)
+        ours.register_buffer(name, parameter.detach().clone())
+    assert_bit_equal(drawn_once(ours, x), expected)
+    ours.double().noise = str(ours.noise).replace("Gaussian(0.5)", "Gaussian(Learned(0.5))")
+    assert {rho.dtype for rho in ours.parameters()} <= {torch.float64}
+
+
+def drawn_once(layer, x):
+    torch.manual_seed(1)
+    return layer(x).detach()
+
+
+def test_an_empty_sequence_has_no_noise_to_add_up():
+    layer = Linear(F, 3, noise="weight * Gaussian(0.1) @ cumulative")
+    assert layer(torch.zeros(0, B, F)).shape == (0, B, 3)

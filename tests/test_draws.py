@@ -196,3 +196,19 @@ def test_draws_without_noise_are_refused():
 def test_no_noise_takes_no_draws():
     layer, x = LSTM(F, H), seeded(T, B, F)
     assert_bit_equal(layer(x, draws={}), layer(x))
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        "hidden * Gaussian(0.5)",
+        "weight_hh + Gaussian(Learned(0.5))",
+        "hidden * Gaussian(1) @ moments",
+    ],
+)
+def test_draws_lie_on_file_as_other_tensors_do(noise, tmp_path):
+    layer, x = LSTM(F, H, noise=noise), seeded(T, B, F)
+    draws = layer.draw(x)
+    torch.save(draws, tmp_path / "draws.pt")
+    again = torch.load(tmp_path / "draws.pt")
+    assert_bit_equal(layer(x, draws=again)[0], layer(x, draws=draws)[0])

@@ -61,6 +61,12 @@ def test_a_gru_is_fused_where_that_is_faster(term, dtype):
     assert {row.path for row in explain(GRU(F, H, dtype=dtype))} == {"torch"}
 
 
+def test_under_autocast_the_path_is_that_of_its_type():
+    layer = LSTM(F, H, noise="hidden * Gaussian(0.5)")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert [row.path for row in explain(layer)] == ["reference"]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_plain_loop_runs_in_small_types(dtype):
     (row,) = explain(LSTM(F, H, noise="hidden * Gaussian(0.5)", dtype=dtype))

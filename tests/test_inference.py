@@ -6,7 +6,19 @@ from torch import nn
 
 from cases import seeded
 from conftest import assert_bit_equal, assert_close_to_float64
-from noisin import GRU, LSTM, Bernoulli, Gaussian, at, fold, predict, predictive, sampling, unfold
+from noisin import (
+    GRU,
+    LSTM,
+    Bernoulli,
+    Gaussian,
+    at,
+    fold,
+    predict,
+    predictive,
+    regularize,
+    sampling,
+    unfold,
+)
 
 T, B, F, H, K = 4, 3, 2, 5, 4
 NOISE = at.hidden * Gaussian(0.5) & at.output * Bernoulli(keep=0.5)
@@ -274,3 +286,42 @@ def test_the_geometric_mean_keeps_what_is_impossible_in_one_model_impossible():
     assert_close_to_float64(
         found, torch.tensor([[0.0, 0.5, 0.5]]), torch.tensor([[0, 0.5, 0.5]]).double()
     )
+
+
+class Transformer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        regularize(self, "input * Gaussian(0.5)", where="*.linear1")
+
+    def forward(self, x):
+        return self.encoder(x)
+
+
+def test_a_transformers_fast_path_does_not_skip_the_noise():
+    """In evaluation without gradients torch reads the weights of linear1 and does not call it."""
+    torch.manual_seed(0)
+    model, x = Transformer(), seeded(2, 3, 8)
+    plain = predict(model, x)
+    assert (predict(model, x, samples=1) - plain).abs().max() > 1e-3
+    assert torch.backends.mha.get_fastpath_enabled()
+    with sampling(model.eval()), torch.no_grad():
+        assert not torch.equal(model(x), model(x))
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sampling(model):
+            pass
+        assert not torch.backends.mha.get_fastpath_enabled()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
+def test_a_prediction_may_lie_in_memory_that_is_used_again():
+    layer, x = LSTM(F, H, noise=NOISE), seeded(T, B, F)
+    memory = torch.empty(T, B, H)
+    found = []
+    for link in (lambda result: memory.copy_(result[0]), lambda result: result[0]):
+        torch.manual_seed(1)
+        found.append(predict(layer, x, samples=3, link=link))
+    assert_bit_equal(*found)

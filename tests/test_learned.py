@@ -239,3 +239,15 @@ def test_a_layer_made_of_what_is_assigned_has_its_spreads():
         other.rho_hidden_l0.fill_(1.0)
     other.load_state_dict(nn.LSTM(3, 5).state_dict(), assign=True)
     assert other.rho_hidden_l0 == 1  # one that is there stays
+
+
+def test_one_spread_is_no_scalar_and_those_of_older_files_are_read():
+    """FSDP takes no scalars."""
+    layer = LSTM(F, H, noise=at.hidden * SPREAD)
+    assert layer.rho_hidden_l0.shape == (1,)
+    older = layer.state_dict() | {"rho_hidden_l0": torch.tensor(1.5)}
+    for assign in (False, True):
+        other = LSTM(F, H, noise=at.hidden * SPREAD)
+        other.load_state_dict(older, assign=assign)
+        assert other.rho_hidden_l0.tolist() == [1.5]
+    assert older["rho_hidden_l0"].shape == (), "what the caller holds stays as it is"

@@ -158,3 +158,12 @@ def test_noise_comes_before_the_optimizer_and_once():
     assert torch.equal(module.tagger.rnn.rho_input, spread)
     with pytest.raises(ValueError, match=r"where must name layers"):
         fit(Module(noise=None), Regularize(NOISE, where="nowhere"))
+
+
+def test_it_watches_a_parametrized_matrix():
+    module = Module()
+    nn.utils.parametrizations.weight_norm(module.tagger.rnn, "weight_hh_l0")
+    start = spectral_radius(module.tagger.rnn.weight_hh_l0.detach()).max().item()
+    _, logged = fit(module, NoiseMonitor(every=1))
+    assert logged[0]["radius/tagger.rnn"] == pytest.approx(start)
+    assert len({one["radius/tagger.rnn"] for one in logged.values()}) == 6

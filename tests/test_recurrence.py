@@ -189,13 +189,13 @@ def test_gradients_are_the_differences():
 
 
 @pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize(("per", "size"), [("layer", ()), ("unit", (H,))])
+@pytest.mark.parametrize(("per", "size"), [("layer", (1,)), ("unit", (H,))])
 def test_learned_spreads_are_trained(site, per, size):
     """Their gradient is the difference of two calls with the same numbers of the generator."""
     law = Gaussian(Learned(0.5, floor=0.1, per=per))
     layer = Recurrence(cell_of("GRU", torch.float64), F, H, noise=getattr(at, site) * law)
     rho = layer.get_parameter(f"rho_{site}")
-    assert rho.shape == ((F,) if size and site == "input" else size)
+    assert rho.shape == ((F,) if per == "unit" and site == "input" else size)
     assert layer.spreads() == {f"rho_{site}": pytest.approx(0.5)}
     x, h = seeded(T, B, F, dtype=torch.float64), seeded(B, H, dtype=torch.float64)
 

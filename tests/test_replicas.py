@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from cases import ROWS, kinds_of, make, seeded
 from conftest import assert_bit_equal, flat
@@ -235,3 +236,33 @@ def test_settings_of_a_model_stay_its_own(other):
     x = torch.randn(T, B, F)
     first, second = Replicas(models, seeds=[1, 1], together=True)(x)
     assert torch.allclose(second / first, torch.tensor(10.0 if "scale" in other else 3.0))
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_region_that_runs_again_is_refused(together, reentrant):
+    """It would draw other noise the second time, and its gradients would be of neither."""
+    model = Replicas(networks("hidden * Gaussian(0.3)")[0].rnn, seeds=[1, 2], together=together)
+    x = seeded(T, B, F).requires_grad_()
+    with pytest.raises(RuntimeError, match="let the checkpoint be inside of their models"):
+        checkpoint(model, x, use_reentrant=reentrant)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, layer, used):
+        super().__init__()
+        self.layer, self.used = layer, used
+
+    def forward(self, x):
+        call = lambda x: self.layer(x)[0]  # noqa: E731
+        return checkpoint(call, x, use_reentrant=False) if self.used else call(x)
+
+
+def test_a_checkpoint_inside_draws_the_same():
+    layer = LSTM(F, H, noise="hidden * Gaussian(1)")
+    found = []
+    for used in (False, True):
+        model = Replicas(Checkpointed(layer, used), seeds=[1, 2], together=False)
+        output = model(seeded(T, B, F))
+        found.append([output, *torch.autograd.grad(output.square().sum(), model.parameters())])
+    assert_bit_equal(*found)

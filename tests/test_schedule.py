@@ -71,11 +71,18 @@ def test_zero_leaves_nothing_and_learned_spreads_are_left():
         scaled(both, 0.0)
 
 
-@pytest.mark.parametrize("strength", [-0.1, math.nan, math.inf, "1", None, True])
+@pytest.mark.parametrize("strength", [-0.1, math.nan, math.inf, "1", None, True, 10**400])
 def test_a_strength_out_of_range_is_refused_and_nothing_changes(strength):
     layer = LSTM(4, 6, noise="hidden * Gaussian(0.5)")
     with pytest.raises(ValueError, match=r"strength must be a finite number >= 0, got"):
         layer.strength = strength
+    assert layer.strength == 1
+
+
+def test_a_strength_beyond_all_numbers_is_refused():
+    layer = LSTM(4, 6, noise="hidden * Bernoulli(keep=0.5)")
+    with pytest.raises(ValueError, match=r"strength 1e\+200 of hidden \* Bernoulli"):
+        layer.strength = 1e200
     assert layer.strength == 1
 
 

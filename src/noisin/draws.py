@@ -58,17 +58,25 @@ def outside_checkpoints(generator: torch.Generator | None) -> torch.Generator | 
     Raises:
         RuntimeError: a generator is given inside a checkpointed region.
     """
-    frame = sys._getframe() if generator is not None else None
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
-            raise RuntimeError(
-                "inside a checkpointed region noise is drawn from torch's default generator, or "
-                "drawn before and handed in as draws; got generator="
-            )
-        frame = frame.f_back
+    if generator is not None and in_checkpoint():
+        raise RuntimeError(
+            "inside a checkpointed region noise is drawn from torch's default generator, or "
+            "drawn before and handed in as draws; got generator="
+        )
     return generator
 
 
+def in_checkpoint() -> bool:
+    """Return whether this runs in a region under ``torch.utils.checkpoint``."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
+            return True
+        frame = frame.f_back
+    return False
+
+
+torch.serialization.add_safe_globals([Scaled])  # draws on file are read by torch.load
 Draws = Mapping[str, tuple["Tensor | Scaled", ...]]
 Source = torch.Generator | None
 

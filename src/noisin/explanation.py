@@ -115,7 +115,7 @@ def _of_stack(name: str, module: NoisyRNNBase, time: int, batch: int) -> list[Ex
     found = places(stack, module.acting())
     rows = []
     for layer in range(stack.num_layers):
-        path, why = path_of(stack, found, layer, weight.dtype, _device(weight))
+        path, why = path_of(stack, found, layer, module._dtype(weight), _device(weight))
         if found and module.drops_by_itself:
             path, why = "torch", "torch's own layers, dropout= between them included"
         here = _places_of_layer(stack, found, layer)

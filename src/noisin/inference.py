@@ -19,6 +19,9 @@ def sampling(model: nn.Module) -> AbstractContextManager[nn.Module]:
 
     Terms ``@ moments`` are drawn: averages over draws are what their propagation stands for.
 
+    Under ``torch.utils.checkpoint`` the backward pass belongs within the context, since it runs
+    the layers again. A copy of the model that is made within it samples, too.
+
     Example:
         >>> import noisin
         >>> layer = noisin.LSTM(4, 8, noise="hidden * Gaussian(1)").eval()
@@ -51,6 +54,18 @@ def plain(model: nn.Module) -> AbstractContextManager[nn.Module]:
 
 
 @contextmanager
+def _called(model: nn.Module) -> Iterator[None]:
+    """Let each layer of a transformer be called; torch's fast path only reads their weights."""
+    read = any(isinstance(module, nn.TransformerEncoderLayer) for module in model.modules())
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(fast and not read)
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
 def _switched(model: nn.Module, switch: str) -> Iterator[nn.Module]:
     """Set a switch of every layer of ours, and put it back."""
     layers = [module for module in model.modules() if isinstance(module, Noisy)]
@@ -58,7 +73,8 @@ def _switched(model: nn.Module, switch: str) -> Iterator[nn.Module]:
     try:
         for layer in layers:
             setattr(layer, switch, True)
-        yield model
+        with _called(model):
+            yield model
     finally:
         for layer, value in zip(layers, before, strict=True):
             setattr(layer, switch, value)
@@ -181,7 +197,7 @@ def predict(
     for one in models:
         for prediction in _predictions(one, inputs, samples, link):
             part = prediction.log() if average == "geometric" else prediction
-            total = part if total is None else total + part
+            total = part.clone() if total is None else total + part  # a model may reuse its memory
     assert total is not None
     return total / count if average == "arithmetic" else (total / count).softmax(-1)
 

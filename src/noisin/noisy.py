@@ -60,10 +60,8 @@ class Noisy(nn.Module):
         for name in self._spreads():
             delattr(self, name)
         self._noise = term
-        like = next(self.parameters(), torch.empty(0))
         for name, (learned, size) in self._spreads().items():
-            rho = torch.full(size, learned.initial(), dtype=like.dtype, device=like.device)
-            setattr(self, name, nn.Parameter(rho))
+            setattr(self, name, _started(learned, size, self._weight(torch.empty(0))))
 
     @property
     def strength(self) -> float:
@@ -176,7 +174,15 @@ class Noisy(nn.Module):
 
     def _spread(self, place: str, index: int) -> Tensor:
         name = _rho(place, index)
-        return self._spreads()[name][0].std(getattr(self, name))
+        learned, size = self._spreads()[name]
+        return learned.std(getattr(self, name)).reshape(size)
+
+    def _weight(self, default: Tensor) -> Tensor:
+        """Return a tensor of the layer's kind, no parameter where FSDP has flattened them."""
+        for parameter in self.parameters():
+            return parameter
+        held = (getattr(self, name, None) for name in ("weight", "weight_hh_l0"))
+        return next((one for one in held if isinstance(one, Tensor)), default)
 
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
@@ -185,6 +191,9 @@ class Noisy(nn.Module):
 
         Those of a layer that is made of what is assigned to it (on the meta device) begin anew.
         """
+        for name in self._spreads():
+            if (rho := state_dict.get(prefix + name)) is not None and not rho.dim():
+                state_dict[prefix + name] = rho.reshape(1)  # as an older version kept it
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -192,9 +201,8 @@ class Noisy(nn.Module):
             if prefix + name not in missing_keys:
                 continue
             if local_metadata.get("assign_to_params_buffers") and getattr(self, name).is_meta:
-                like = next(self.parameters())  # assigned above
-                rho = torch.full(size, learned.initial(), dtype=like.dtype, device=like.device)
-                setattr(self, name, nn.Parameter(rho))
+                like = self._weight(torch.empty(0))  # assigned above
+                setattr(self, name, _started(learned, size, like))
             missing_keys.remove(prefix + name)
 
 
@@ -326,7 +334,7 @@ class Simple(Noisy):
 
     def _like(self, input: Tensor) -> Tensor:
         """Return a tensor of the kind that noise is drawn in: that of the weights."""
-        like = next(self.parameters(), input).detach()
+        like = self._weight(input).detach()
         return like.to(self._dtype(like))
 
 
@@ -352,6 +360,12 @@ def _drawn(term: Term) -> Term:
     if isinstance(term, Noise) and term.estimate == "moments":
         return replace(term, estimate="sample")
     return term
+
+
+def _started(learned: Learned, size: Sequence[int], like: Tensor) -> nn.Parameter:
+    """Return ρ at its start, one number as [1]: FSDP takes no scalars."""
+    shape = size or (1,)
+    return nn.Parameter(torch.full(shape, learned.initial(), dtype=like.dtype, device=like.device))
 
 
 def _rho(place: str, index: int) -> str:

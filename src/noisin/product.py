@@ -352,8 +352,10 @@ def by_time(acting: Sequence[Acting], time: int, weight: Tensor | None = None) -
 
 def _running(one: Fresh, time: int, weight: Tensor) -> list[Perturbation]:
     """Return the sums, or products, of the draws up to each step."""
-    values = [one.final(0, weight)]
-    for t in range(1, time):
+    values: list[Tensor] = []
+    for t in range(time):
         new = one.final(t, weight)
-        values.append(values[-1] * new if one.operator == "*" else values[-1] + new)
+        if values:
+            new = values[-1] * new if one.operator == "*" else values[-1] + new
+        values.append(new)
     return [Perturbation(one.operator, value) for value in values]

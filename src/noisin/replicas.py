@@ -13,7 +13,7 @@ from torch.func import functional_call, vmap
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map
 
-from noisin.draws import is_final
+from noisin.draws import in_checkpoint, is_final
 from noisin.laws import Learned
 from noisin.noise import Noise, Term
 from noisin.noisy import Noisy, standing_for
@@ -113,7 +113,15 @@ class Replicas(nn.Module):
 
         Raises:
             ValueError: other ``in_dims``, or an argument without that axis.
+            RuntimeError: the call stands in a region under ``torch.utils.checkpoint``, which runs
+                again and would draw other noise; a checkpoint inside the models, run in turn
+                (``together=False``), draws the same.
         """
+        if in_checkpoint():
+            raise RuntimeError(
+                "Replicas draw from streams of their own, which a checkpointed region would not "
+                "set back: let the checkpoint be inside of their models, with together=False"
+            )
         dims = in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(args)
         self._check(args, dims)
         packed = any(isinstance(one, PackedSequence) for one in (*args, *kwargs.values()))

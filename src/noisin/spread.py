@@ -39,6 +39,11 @@ class Learned:
     Raises:
         ValueError: a number out of range or an unknown ``per``.
 
+    Note:
+        ρ is a parameter of the layer whose name begins with ``rho_``. What draws all parameters to
+        0, weight decay or a loop that initializes them, draws the spread to floor + log 2: leave
+        out those for which ``".rho_" in f".{name}"``.
+
     Example:
         >>> spread = Learned(0.5, floor=0.1)
         >>> round(spread.std(torch.tensor(spread.initial())).item(), 6)

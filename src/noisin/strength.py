@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import replace
 from numbers import Real
 
@@ -44,7 +45,9 @@ def scaled(noise: Term | None, strength: float) -> Term | None:
 def _is_strength(value: object) -> bool:
     if not isinstance(value, Real) or isinstance(value, bool):
         return False
-    return 0 <= float(value) < math.inf
+    with suppress(OverflowError):  # an int beyond the largest float
+        return 0 <= float(value) < math.inf
+    return False
 
 
 def _is_learned(term: Term) -> bool:
@@ -57,6 +60,6 @@ def _scaled(term: Term, strength: float) -> Term:
             return replace(term, law=term.law.scaled(strength))
         if isinstance(term, Zoneout):
             return Zoneout(hidden=term.hidden * strength, cell=term.cell * strength)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"strength {strength} of {term}: {error}") from None
     raise TypeError(f"strength scales Noise and Zoneout, got {type(term).__name__}")

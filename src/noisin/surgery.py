@@ -114,8 +114,7 @@ def strip(model: nn.Module, *, inplace: bool = False) -> Any:
     Raises:
         ValueError: a layer that torch cannot express: ``RNN(nonlinearity="sigmoid")``,
             ``Zoneout`` and ``@ moments`` (their evaluation is not the plain cell), ``Recurrence``,
-            ``GaussianHead``; a subclass of a layer of ours, such as
-            ``torch.nn.utils.parametrize`` makes of one (parametrize before ``regularize``).
+            ``GaussianHead``, or a subclass of a layer of ours.
 
     Example:
         >>> strip(LSTM(4, 8, noise="hidden * Bernoulli(keep=0.8)"))
@@ -188,10 +187,27 @@ def _noisy(theirs: type[nn.Module]) -> type[Noisy]:
     """Return the noisy class for a class of layers."""
     if issubclass(theirs, Noisy):
         return theirs
+    if _is_parametrized(theirs):
+        return _parametrized(theirs, _noisy(theirs.__base__))  # pyright: ignore
     plain = next((one for one in OURS if issubclass(theirs, one)), None)
     if plain is None:
         raise ValueError(f"noise acts in RNN, GRU and LSTM layers, got {theirs.__name__}")
     return OURS[plain] if theirs is plain else _joined(theirs, OURS[plain])
+
+
+def _is_parametrized(kind: type) -> bool:
+    """Return whether torch.nn.utils.parametrize made a class, for one layer alone."""
+    made = kind.__name__.startswith("Parametrized")
+    return made and any(isinstance(one, property) for one in vars(kind).values())
+
+
+@cache
+def _parametrized(kind: type[nn.Module], base: type[nn.Module]) -> Any:
+    """Return what torch would have made of another class: so parametrizations come off again."""
+    own = dict(vars(kind))
+    for name in ("__dict__", "__weakref__"):
+        own.pop(name, None)
+    return type(f"Parametrized{base.__name__}", (base,), own)
 
 
 @cache
@@ -232,7 +248,6 @@ def _rebuilt(theirs: type[nn.Module], ours: type[Noisy]) -> Noisy:
 
 def _plain(name: str, module: Noisy) -> type[nn.Module]:
     """Return torch's class for a layer of ours, or raise: there is none."""
-    kind = type(module)
     if isinstance(module, Recurrence):
         raise ValueError(f"{name}: torch has no layer for a Recurrence; its cell is {module.cell}")
     if any(isinstance(term, Zoneout) for term in terms_of(module.noise)):
@@ -247,14 +262,21 @@ def _plain(name: str, module: Noisy) -> type[nn.Module]:
         )
     if isinstance(module, NoisyRNNBase) and module.mode == "RNN_SIGMOID":
         raise ValueError(f"{name}: torch has no RNN of nonlinearity 'sigmoid', got {module}")
+    if isinstance(module, GaussianHead):
+        raise ValueError(f"{name}: torch's Linear has no spread of its own, got a GaussianHead")
+    return _plain_class(name, type(module))
+
+
+def _plain_class(name: str, kind: type[nn.Module]) -> type[nn.Module]:
+    """Return the class that one of ours stands in front of."""
+    if _is_parametrized(kind):
+        return _parametrized(kind, _plain_class(name, kind.__base__))  # pyright: ignore
     for theirs, ours in OURS.items():
         if kind is ours:
             return theirs
-    if isinstance(module, GaussianHead):
-        raise ValueError(f"{name}: torch's Linear has no spread of its own, got a GaussianHead")
-    if isinstance(module, Head):
+    if issubclass(kind, Head):
         return nn.Linear
-    theirs = getattr(module, "theirs", None)
+    theirs = getattr(kind, "theirs", None)
     if theirs is not None:
         return theirs
     raise ValueError(f"{name}: strip knows the layers of noisin, got its subclass {kind.__name__}")

@@ -24,6 +24,7 @@ def pays(x: Any, weight: Tensor) -> bool:
     return (
         isinstance(x, Tensor)
         and weight.numel() >= SMALLEST
+        and x.shape[-1:] == weight.shape[1:]  # else torch says what is wrong
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")

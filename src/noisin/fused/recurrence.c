@@ -33,6 +33,12 @@ INLINE void perturb(float *x, const float *factor, const float *offset, int64_t 
     if (offset) EACH(j, size) x[j] += offset[j];
 }
 
+/* The old value where kept is 1 and the new one where it is 0, exactly. */
+INLINE float mixed(float new, float old, float kept) {
+    const float change = kept * (old - new), rest = (1 - kept) * (old - new);
+    return kept < 0.5f ? new + change : old - rest;
+}
+
 CLONES static void lstm_forward(const Pass *p, int64_t t, const float *product, int64_t from,
                                 int64_t to) {
     const int64_t H = p->hidden, B = p->batch;
@@ -76,7 +82,7 @@ CLONES static void lstm_forward(const Pass *p, int64_t t, const float *product, 
                 squashed[j] = bounded;
                 h[j] = o[j] * bounded;
             }
-            if (kept) EACH(j, n) c[j] += kept[start + j] * (old[j] - c[j]);
+            if (kept) EACH(j, n) c[j] = mixed(c[j], old[j], kept[start + j]);
         }
     }
 }
@@ -249,7 +255,7 @@ CLONES static void emit_rows(const Pass *p, int64_t t, int64_t from, int64_t to)
         const float *kept = now(p->hidden_kept, t, b, P);
         memcpy(z, p->raw + b * P, P * sizeof(float));
         perturb(z, now(p->hidden_factor, t, b, P), now(p->hidden_offset, t, b, P), P);
-        if (kept) EACH(j, P) z[j] += kept[j] * (old[j] - z[j]);
+        if (kept) EACH(j, P) z[j] = mixed(z[j], old[j], kept[j]);
         if (p->out != p->states) memcpy(p->out + row * P, z, P * sizeof(float));
     }
 }

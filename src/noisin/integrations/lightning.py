@@ -130,5 +130,6 @@ def _recurrent_layers(model: nn.Module) -> dict[str, nn.RNNBase]:
 
 
 def _radius(layer: nn.RNNBase) -> float:
-    weights = [p for name, p in layer.named_parameters() if name.startswith("weight_hh")]
+    names = [name for name in layer._flat_weights_names if name.startswith("weight_hh")]
+    weights = [getattr(layer, name) for name in names]  # as they act, parametrized or not
     return max(spectral_radius(weight.detach()).max().item() for weight in weights)

@@ -395,5 +395,6 @@ def _told(error: ValidationError) -> str:
         rule = one["msg"].removeprefix("Value error, ")
         got = "" if isinstance(one["input"], dict) or "got" in rule else f", got {one['input']!r}"
         # what the base says wrongly is wrong in every row: it is told for the first
-        lines.setdefault(f"{one['loc'][-1:]}{rule}{got}", f"{where}: {rule}{got}")
+        told = f"{where}: {rule}{got}" if where else f"{rule}{got}"
+        lines.setdefault(f"{one['loc'][-1:]}{rule}{got}", told)
     return "\n".join(lines.values())
