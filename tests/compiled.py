@@ -45,6 +45,10 @@ FORMS = (  # what acts on given draws, and the cells it is tried in
     ),
     ("LSTM", "hidden * Gaussian(Learned(0.5)) & output + Gaussian(0.5) & input * Gaussian(0.5)"),
 )
+BROKEN = (  # where matrices are drawn anew at each step outside the fused recurrence
+    ("LSTM", "weight_hh + Gaussian(0.5) @ cumulative", False),
+    ("GRU", "weight_ih * Gaussian(0.5)", False),
+)
 
 
 def same(actual, expected):
@@ -114,14 +118,14 @@ def lengths(noise):
     return f"{graphs[0]} graphs, torch's layer {graphs[1]}" if graphs[0] > graphs[1] else None
 
 
-def functional(kind, noise):
-    """The functional entry on given draws is one graph, gradients included."""
+def functional(kind, noise, fullgraph=True):
+    """The functional entry on given draws is one graph, gradients included, or breaks and goes on."""
     torch.manual_seed(0)
     layer, x = make(kind, F, H, noise=noise), seeded(T, B, F)
     draws = layer.draw(x, generator=torch.Generator().manual_seed(0))
     args = (layer.stack, layer.all_weights, x, zeros(layer, x))
     found = []
-    for run in (torch.compile(recur, fullgraph=True, backend="eager"), recur):
+    for run in (torch.compile(recur, fullgraph=fullgraph, backend="eager"), recur):
         output, final = run(*args, noise=layer.noise, draws=draws)
         grads = torch.autograd.grad(output.square().sum(), layer.parameters(), retain_graph=True)
         found.append([output, *final, *grads])
@@ -161,7 +165,7 @@ CHECKS = {
     "stripped": (stripped, [pair for pair in PAIRS[1:7] if pair != ZONEOUT]),
     "results": (results, PAIRS),
     "lengths": (lengths, [(noise,) for noise in (None, NOISES[1], NOISES[3], NOISES[4])]),
-    "functional": (functional, FORMS),
+    "functional": (functional, [*FORMS, *BROKEN]),
     "dense": (dense, DENSE),
 }
 

@@ -100,3 +100,12 @@ def test_two_layers_both_ways_and_a_projection_fit():
     assert output.shape == (T, B, 2 * H)
     narrow = make("LSTM", F, H, noise="hidden * Gaussian(0.5)", proj_size=2, bias=False)
     assert narrow(seeded(T, B, F))[0].shape == (T, B, 2)
+
+
+@pytest.mark.parametrize("path", [None, "torch", "reference"])
+def test_autocast_takes_what_it_casts(path):
+    layer, x, weights, state = given("LSTM", None)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, state = called(layer, x, weights, state, path)
+        output, _ = called(layer, x, weights, list(state), path)
+        called(layer, output[..., :F], weights, list(state), path)

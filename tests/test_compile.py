@@ -22,7 +22,7 @@ one_graph = pytest.mark.skipif(
     [
         (["breaks", "stripped"], 13 + 5),
         pytest.param(["results", "lengths", "dense"], 11 + 4 + 10, marks=one_graph),
-        pytest.param(["functional"], 22, marks=one_graph),
+        pytest.param(["functional"], 24, marks=one_graph),
     ],
     ids=["breaks", "results", "functional"],
 )

@@ -325,3 +325,15 @@ def test_a_prediction_may_lie_in_memory_that_is_used_again():
         torch.manual_seed(1)
         found.append(predict(layer, x, samples=3, link=link))
     assert_bit_equal(*found)
+
+
+def test_the_fast_path_comes_back_however_contexts_overlap():
+    first, second = sampling(Transformer()), sampling(Transformer())
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not torch.backends.mha.get_fastpath_enabled(), "the second still samples"
+    second.__exit__(None, None, None)
+    assert torch.backends.mha.get_fastpath_enabled()
+    with sampling(LSTM(F, H, noise=NOISE)):
+        assert torch.backends.mha.get_fastpath_enabled(), "nothing would be skipped"

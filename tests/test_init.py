@@ -30,6 +30,10 @@ def test_bad_connections_are_refused(nonzeros):
         init.sparse_(torch.zeros(5, 63), nonzeros, std=1)
 
 
+def test_a_number_of_numpys_is_one():
+    assert (init.sparse_(torch.zeros(5, 63), np.int64(3), std=1) != 0).sum() == 15
+
+
 @pytest.mark.parametrize("std", [0, -1, float("inf"), float("nan")])
 def test_bad_spreads_are_refused(std):
     with pytest.raises(ValueError, match=f"std must be a finite number > 0, got {std}"):

@@ -82,3 +82,33 @@ def test_a_copy_is_its_own(first):
     assert not torch.equal(called(other.eval()), called(layer.eval()))
     assert regularize(other, None).noise is None
     assert layer.noise is not None
+
+
+def test_each_strip_makes_a_class_of_its_own():
+    layer, name = made("LSTM", "noise")
+    with torch.no_grad():
+        expected = called(layer.eval())
+        first = strip(layer)
+        parametrize.remove_parametrizations(first, name)
+        assert_bit_equal(called(strip(layer)), expected)
+        parametrizations.weight_norm(layer, "weight_ih_l0")
+        again = strip(layer)
+        assert parametrize.is_parametrized(again, "weight_ih_l0")
+        torch.testing.assert_close(called(again), expected)
+
+
+class ParametrizedLSTM(nn.LSTM):
+    """A class of the user's that is called as torch calls its own."""
+
+    @property
+    def size(self):
+        return self.hidden_size
+
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+def test_a_name_alone_makes_no_parametrization():
+    layer = regularize(ParametrizedLSTM(3, 5), NOISE["LSTM"])
+    assert not torch.equal(called(layer), called(layer))
+    assert type(strip(layer)) is ParametrizedLSTM

@@ -67,12 +67,14 @@ def test_each_kind_of_matrix_is_a_sum_by_hand(kind, package, name):
 @pytest.mark.parametrize("package", [nn, noisin])
 def test_a_parametrized_matrix_counts_as_it_acts(package, name):
     model = deep(package)
-    nn.utils.parametrizations.weight_norm(model["rnn"], "weight_hh_l0")
-    nn.utils.parametrizations.weight_norm(model["read"], "weight")
-    for kind, others in (("recurrent", MATRICES["recurrent"][:-1]), ("output", ["linear.weight"])):
-        own = model["rnn"].weight_hh_l0 if kind == "recurrent" else model["read"].weight
+    expected = {kind: named(model, *MATRICES[kind]) for kind in ("recurrent", "output")}
+    for kind in expected:  # all of them: each is made anew whenever it is asked for
+        for matrix in MATRICES[kind]:
+            module, _, weight = matrix.rpartition(".")
+            nn.utils.parametrizations.weight_norm(model[module], weight)
+    for kind, matrices in expected.items():
         value = getattr(penalties, name)(model, **{kind: 0.3})
-        assert_is_sum(value, name, [(0.3, one) for one in (*named(model, *others), own)])
+        assert_is_sum(value, name, [(0.3, one) for one in matrices])
     value.backward()
     assert model["read"].parametrizations.weight.original1.grad is not None
 

@@ -266,3 +266,12 @@ def test_a_checkpoint_inside_draws_the_same():
         output = model(seeded(T, B, F))
         found.append([output, *torch.autograd.grad(output.square().sum(), model.parameters())])
     assert_bit_equal(*found)
+
+
+def test_where_nothing_is_drawn_a_region_may_run_again():
+    model = Replicas(LSTM(F, H, noise="hidden * Gaussian(1)"), seeds=[1, 2]).eval()
+    x = seeded(T, B, F).requires_grad_()
+    output = checkpoint(lambda x: model(x)[0], x, use_reentrant=False)
+    assert_bit_equal(output, model(x)[0])
+    with sampling(model), pytest.raises(RuntimeError, match="inside of their models"):
+        checkpoint(lambda x: model(x)[0], x, use_reentrant=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import Lock
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,9 @@ def sampling(model: nn.Module) -> AbstractContextManager[nn.Module]:
     """Keep the noise of every layer of ``model`` on in evaluation, torch's ``dropout=`` with it.
 
     Terms ``@ moments`` are drawn: averages over draws are what their propagation stands for.
+
+    Noise in a ``TransformerEncoderLayer`` needs the context around that layer or around more: then
+    torch's fast path, which would not call what is inside, is off.
 
     Under ``torch.utils.checkpoint`` the backward pass belongs within the context, since it runs
     the layers again. A copy of the model that is made within it samples, too.
@@ -53,16 +57,33 @@ def plain(model: nn.Module) -> AbstractContextManager[nn.Module]:
     return _switched(model, "silent")
 
 
-@contextmanager
-def _called(model: nn.Module) -> Iterator[None]:
-    """Let each layer of a transformer be called; torch's fast path only reads their weights."""
-    read = any(isinstance(module, nn.TransformerEncoderLayer) for module in model.modules())
-    fast = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(fast and not read)
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+class _SlowPath:
+    """Lets each layer of a transformer be called; torch's fast path only reads their weights."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = Lock(), 0, True
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                torch.backends.mha.set_fastpath_enabled(self._before)
+
+
+_SLOW_PATH = _SlowPath()  # the switch is torch's own, one for all models and threads
+
+
+def _is_skipped(model: nn.Module) -> bool:
+    """Return whether torch might not call a noisy layer of a model in evaluation."""
+    parents = [one for one in model.modules() if isinstance(one, nn.TransformerEncoderLayer)]
+    return any(isinstance(one, Noisy) for parent in parents for one in parent.modules())
 
 
 @contextmanager
@@ -73,7 +94,7 @@ def _switched(model: nn.Module, switch: str) -> Iterator[nn.Module]:
     try:
         for layer in layers:
             setattr(layer, switch, True)
-        with _called(model):
+        with _SLOW_PATH if switch == "sampling" and _is_skipped(model) else nullcontext():
             yield model
     finally:
         for layer, value in zip(layers, before, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ def sparse_(
         Sutskever et al. (2013); Bayer et al.: On fast dropout …, section 2.3.
     """
     columns = weight.shape[1]
-    if not isinstance(nonzeros, int) or not 1 <= nonzeros <= columns:
+    if not isinstance(nonzeros, Integral) or not 1 <= nonzeros <= columns:
         raise ValueError(f"sparse_: nonzeros must be an int within 1 … {columns}, got {nonzeros}")
     if not 0 < std < math.inf:
         raise ValueError(f"sparse_: std must be a finite number > 0, got {std}")

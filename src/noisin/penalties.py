@@ -126,11 +126,12 @@ def _matrices(model: nn.Module, kind: str) -> list[Tensor]:
     """Return the weight matrices of a kind, each once."""
     found: dict[int, Tensor] = {}
     for module in model.modules():
+        names: list[str] = []
         if kind == "output" and isinstance(module, nn.Linear):
-            found[id(module.weight)] = module.weight
+            names = ["weight"]
         elif kind != "output" and isinstance(module, nn.RNNBase):
             prefix = "weight_ih" if kind == "input" else "weight_hh"
-            for name in module._flat_weights_names:
-                if name.startswith(prefix):  # the matrix that acts, where it is parametrized
-                    found[id(getattr(module, name))] = getattr(module, name)
+            names = [name for name in module._flat_weights_names if name.startswith(prefix)]
+        for matrix in (getattr(module, name) for name in names):
+            found[id(matrix)] = matrix  # a parametrized one is made when it is asked for
     return list(found.values())

@@ -350,6 +350,7 @@ def by_time(acting: Sequence[Acting], time: int, weight: Tensor | None = None) -
     return [[row[t] for row in rows] for t in range(time)]
 
 
+@untraced
 def _running(one: Fresh, time: int, weight: Tensor) -> list[Perturbation]:
     """Return the sums, or products, of the draws up to each step."""
     values: list[Tensor] = []

@@ -113,11 +113,12 @@ class Replicas(nn.Module):
 
         Raises:
             ValueError: other ``in_dims``, or an argument without that axis.
-            RuntimeError: the call stands in a region under ``torch.utils.checkpoint``, which runs
-                again and would draw other noise; a checkpoint inside the models, run in turn
-                (``together=False``), draws the same.
+            RuntimeError: in training, or while sampling, the call stands in a region under
+                ``torch.utils.checkpoint``, which runs again and would draw other noise; a
+                checkpoint inside the models, run in turn (``together=False``), draws the same.
         """
-        if in_checkpoint():
+        draws = any(one.training or getattr(one, "sampling", False) for one in self.modules())
+        if draws and in_checkpoint():
             raise RuntimeError(
                 "Replicas draw from streams of their own, which a checkpointed region would not "
                 "set back: let the checkpoint be inside of their models, with together=False"

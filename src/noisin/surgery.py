@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from noisin.dense import Embedding, Linear
 from noisin.layers import GRU, LSTM, RNN, NoisyRNNBase
@@ -197,11 +198,10 @@ def _noisy(theirs: type[nn.Module]) -> type[Noisy]:
 
 def _is_parametrized(kind: type) -> bool:
     """Return whether torch.nn.utils.parametrize made a class, for one layer alone."""
-    made = kind.__name__.startswith("Parametrized")
-    return made and any(isinstance(one, property) for one in vars(kind).values())
+    saved = vars(kind).get("__getstate__")
+    return getattr(saved, "__module__", None) == parametrize.__name__
 
 
-@cache
 def _parametrized(kind: type[nn.Module], base: type[nn.Module]) -> Any:
     """Return what torch would have made of another class: so parametrizations come off again."""
     own = dict(vars(kind))
