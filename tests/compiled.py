@@ -119,7 +119,7 @@ def lengths(noise):
 
 
 def functional(kind, noise, fullgraph=True):
-    """The functional entry on given draws is one graph with its gradients, or breaks and goes on."""
+    """The functional entry on given draws is one graph, or breaks and goes on; gradients, too."""
     torch.manual_seed(0)
     layer, x = make(kind, F, H, noise=noise), seeded(T, B, F)
     draws = layer.draw(x, generator=torch.Generator().manual_seed(0))
