@@ -134,7 +134,7 @@ def test_gradients_are_finite_where_there_is_no_variance(kind, law, form):
 
 
 @pytest.mark.parametrize(
-    ("per", "size"), [("layer", ()), ("unit", (4 * H, 1)), ("weight", (4 * H, H))]
+    ("per", "size"), [("layer", (1,)), ("unit", (4 * H, 1)), ("weight", (4 * H, H))]
 )
 @pytest.mark.parametrize("operator", ["*", "+"])
 def test_what_is_drawn_for_a_learned_spread_in_a_weight(operator, per, size):
