@@ -153,7 +153,9 @@ def test_what_is_drawn_for_a_learned_spread_in_a_weight(operator, per, size):
         assert isinstance(value, Scaled)
         assert value.source.shape == shape
         assert value.std.requires_grad
-        assert_close_to_float64(value.std.detach(), std, std64)
+        own = value.std.shape
+        assert own == (() if per == "layer" else size)
+        assert_close_to_float64(value.std.detach(), std.reshape(own), std64.reshape(own))
     layer.noise = f"weight_hh {operator} {law} @ sequence"
     (value,) = drawn(layer, x)["weight_hh_l0"]
     assert value.shape == (1, 4 * H, H)
