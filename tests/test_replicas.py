@@ -254,8 +254,7 @@ class Checkpointed(nn.Module):
         self.layer, self.used = layer, used
 
     def forward(self, x):
-        call = lambda x: self.layer(x)[0]  # noqa: E731
-        return checkpoint(call, x, use_reentrant=False) if self.used else call(x)
+        return checkpoint(self.layer, x, use_reentrant=False)[0] if self.used else self.layer(x)[0]
 
 
 def test_a_checkpoint_inside_draws_the_same():
