@@ -10,6 +10,7 @@ from torch import Tensor
 
 from noisin.propagation import Moments, mean_of
 from noisin.stack import Stack
+from noisin.tracing import autocasting
 
 
 def check_call(
@@ -31,7 +32,7 @@ def check_call(
     """
     if x.dim() != 3 or x.shape[2] != stack.input_size:
         raise ValueError(f"x must be [T, B, {stack.input_size}], got {list(x.shape)}")
-    suffixes = stack.directions
+    suffixes, casts = stack.directions, autocasting(x.device)
     if len(weights) != stack.num_layers * len(suffixes):
         raise ValueError(
             f"weights must have {stack.num_layers * len(suffixes)} groups, one a layer and "
@@ -44,19 +45,18 @@ def check_call(
         got = [tuple(one.shape) for one in group]
         if got != shapes:
             raise ValueError(f"the weights of {place[1:]} must have shapes {shapes}, got {got}")
-        _check_dtype(f"the weights of {place[1:]}", group, x)
+        if not casts:
+            _check_dtype(f"the weights of {place[1:]}", group, x)
     sizes = stack.state_shapes(x.shape[1])
     means = [mean_of(one) for one in state]
     got = [tuple(one.shape) for one in means]
     if got != sizes:
         raise ValueError(f"the state of {stack.mode} must have shapes {sizes}, got {got}")
-    _check_dtype("the state", means, x)
+    if not casts:
+        _check_dtype("the state", means, x)
 
 
 def _check_dtype(name: str, tensors: Sequence[Tensor], x: Tensor) -> None:
-    kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return  # which casts
     for one in tensors:
         if one.dtype != x.dtype:
             raise ValueError(f"{name} must be in x's {x.dtype}, got {one.dtype}")

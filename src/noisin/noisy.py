@@ -22,6 +22,7 @@ from noisin.propagation import exact
 from noisin.stack import Places, supported, together
 from noisin.strength import scaled
 from noisin.text import parse
+from noisin.tracing import autocasting
 from noisin.zoneout import Zoneout
 
 Drawn = TypeVar("Drawn")
@@ -336,12 +337,6 @@ class Simple(Noisy):
         """Return a tensor of the kind that noise is drawn in: that of the weights."""
         like = self._weight(input).detach()
         return like.to(self._dtype(like))
-
-
-def autocasting(device: torch.device) -> bool:
-    """Return whether autocast is on for a device; some know none."""
-    known = torch.amp.is_autocast_available(device.type)
-    return known and torch.is_autocast_enabled(device.type)
 
 
 def computing(device: torch.device) -> AbstractContextManager[Any]:

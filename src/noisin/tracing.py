@@ -1,4 +1,4 @@
-"""Who looks on: torch.compile, tracers, transforms of functions, gradients of many at once."""
+"""Who looks on: torch.compile, tracers, transforms, gradients of many at once, autocast."""
 
 from __future__ import annotations
 
@@ -56,3 +56,9 @@ def batched(*grads: Tensor | None) -> bool:
 def differentiates_again(*grads: Tensor | None) -> bool:
     """Return whether a backward pass shall be differentiable itself, or runs for many at once."""
     return torch.is_grad_enabled() or batched(*grads)
+
+
+def autocasting(device: torch.device) -> bool:
+    """Return whether autocast is on for a device; some know none."""
+    known = torch.amp.is_autocast_available(device.type)
+    return known and torch.is_autocast_enabled(device.type)
