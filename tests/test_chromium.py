@@ -6,8 +6,8 @@ import pytest
 from browser import look
 from lab_cases import config, corpus, rolls
 from noisin.lab import pages, panels, records, report, train
-from noisin.lab.recipe import Row
 from noisin.lab.report import Piece
+from noisin.lab.rows import Row
 from noisin.lab.train import Job
 from noisin.lab.words import Token
 

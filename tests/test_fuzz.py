@@ -21,7 +21,7 @@ from lab_cases import config, corpus, rolls
 from noisin import parse
 from noisin.lab import LabError, checkpoint, numbering, recipe, records, sound, tokens
 from noisin.lab import rolls as music
-from noisin.lab.recipe import Row
+from noisin.lab.rows import Row
 from noisin.lab.train import Job, run
 
 COUNT = int(os.environ.get("NOISIN_FUZZ", "250"))

@@ -16,7 +16,7 @@ from lab_cases import midi_folder, table, walk
 from noisin import sampling, strip
 from noisin.lab import LabError, card, evaluate, hub, records, tasks, train
 from noisin.lab.config import MusicConfig, SeriesConfig, WordsConfig
-from noisin.lab.recipe import Row
+from noisin.lab.rows import Row
 from noisin.lab.tokens import EOS
 from noisin.lab.train import Job
 from test_cli import call as call  # a fixture

@@ -7,8 +7,8 @@ import pytest
 
 from lab_cases import config, corpus, rolls
 from noisin.lab import LabError, panels, records, report, train
-from noisin.lab.recipe import Published, Row
 from noisin.lab.report import Estimate, Piece
+from noisin.lab.rows import Published, Row
 from noisin.lab.train import Job
 
 

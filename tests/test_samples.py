@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 import lab_cases
 from conftest import assert_bit_equal, assert_close_to_float64
 from noisin.lab import evaluate, pages, panels, report, samples, sound, train
-from noisin.lab.recipe import Row
 from noisin.lab.report import Piece
 from noisin.lab.rolls import LOWEST
+from noisin.lab.rows import Row
 from noisin.lab.train import Job
 from noisin.lab.words import Token, text_of
 from test_words import corpus as corpus  # a fixture

@@ -10,7 +10,7 @@ from lab_cases import table, walk
 from noisin.lab import LabError, baselines, evaluate, observations, train
 from noisin.lab.config import SeriesConfig
 from noisin.lab.forecasts import LEVELS
-from noisin.lab.recipe import Row
+from noisin.lab.rows import Row
 from noisin.lab.series import SeriesModel, SeriesTask
 from noisin.lab.train import Job
 

@@ -11,7 +11,7 @@ from conftest import assert_bit_equal
 from lab_cases import config, corpus
 from noisin.lab import LabError, checkpoint, records, train, trainer
 from noisin.lab.music import MusicTask
-from noisin.lab.recipe import Row
+from noisin.lab.rows import Row
 from noisin.lab.train import Job
 
 

@@ -8,7 +8,7 @@ import torch
 from lab_cases import corpus, small_bach
 from noisin.lab import LabError, records, train, turns
 from noisin.lab.ranks import Layout
-from noisin.lab.recipe import Row
+from noisin.lab.rows import Row
 from test_cli import call as call  # a fixture
 from test_sweep import made as made  # a fixture
 from test_train import StopAfter, job, told

@@ -10,7 +10,7 @@ from conftest import assert_bit_equal, assert_close_to_float64
 from lab_cases import benchmark_folder
 from noisin.lab import LabError, data, evaluate, records, tokens, train
 from noisin.lab.config import WordsConfig
-from noisin.lab.recipe import Row
+from noisin.lab.rows import Row
 from noisin.lab.train import Job
 from noisin.lab.words import WordModel, WordTask, text_of
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 from noisin.lab import evaluate, records
 from noisin.lab.config import CorpusKey, corpus_key
 from noisin.lab.files import make_folder
-from noisin.lab.recipe import Row
 from noisin.lab.records import Record
+from noisin.lab.rows import Row
 from noisin.lab.task import Corpus
 from noisin.lab.train import Job
 

@@ -23,8 +23,8 @@ from rich.progress import Progress as Bars
 
 from noisin.lab import LabError, averages, records, starting, tasks, train, turns
 from noisin.lab.config import Accelerator, CorpusKey, corpus_key
-from noisin.lab.recipe import Recipe
 from noisin.lab.records import Record
+from noisin.lab.rows import Recipe
 from noisin.lab.task import Corpus
 from noisin.lab.train import Job
 from noisin.lab.trainer import Progress

@@ -32,123 +32,17 @@ import itertools
 import json
 import re
 import tomllib
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from noisin.lab import LabError
-from noisin.lab.config import DECIDING, TASKS, AnyConfig, CorpusKey, Seed, corpus_key
+from noisin.lab.config import DECIDING, TASKS
+from noisin.lab.rows import Recipe, Row
 from noisin.lab.search import Scalar, Search, searches_of
-
-
-class Published(BaseModel):
-    """A number in a paper.
-
-    Args:
-        test: the published test score.
-        source: paper and table.
-        rival: whether it is the best number of another model, to beat and not to reproduce.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    test: float
-    source: str
-    rival: bool = False
-
-
-class Row(BaseModel):
-    """A method of the table.
-
-    Args:
-        config: its settings.
-        label: name in tables; the row's own name without it.
-        baseline: the row that it is compared with; that of the recipe without it.
-        published: the paper's number, if there is one.
-        note: what was chosen where the paper is silent, and why.
-        average: the row whose models are averaged; empty of a row with models of its own.
-        models: how many, of consecutive seeds.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    config: AnyConfig
-    label: str
-    baseline: str
-    published: Published | None = None
-    note: str = ""
-    average: str = ""
-    models: Annotated[int, Field(ge=1)] = 1
-
-    @model_validator(mode="after")
-    def _averages_several(self) -> Row:
-        if (self.models > 1) != bool(self.average):
-            raise ValueError(
-                "average names a row, and models says how many of it, at least 2; "
-                f"got average {self.average!r}, models {self.models}"
-            )
-        return self
-
-
-class Recipe(BaseModel):
-    """A table: rows that are compared on the same seeds.
-
-    Args:
-        name: of the recipe.
-        title: heading of the table.
-        variant: short hash of what was changed in every row; empty without changes.
-        seeds: one run of each row for each of them.
-        baseline: the row that the others are compared with.
-        rows: the methods, by name.
-        searches: what a sweep tries, by the row that it begins from.
-        search: the one of them that is swept; None where none or several are there.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    title: str
-    variant: str
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
-    baseline: str
-    rows: Annotated[dict[str, Row], Field(min_length=1)]
-    searches: dict[str, Search] = {}
-    search: Search | None = None
-
-    def swept(self, row: str | None) -> Recipe:
-        """Return the recipe with the search of a row, or its only one.
-
-        Raises:
-            LabError: no such search, or several to choose from.
-        """
-        if not self.searches:
-            raise LabError(
-                f"recipe {self.name}: a sweep needs a table [search] that says what is drawn, and "
-                "--set must not fix all of it; got nothing to draw"
-            )
-        if row is None and len(self.searches) == 1:
-            (row,) = self.searches
-        if row is None or row not in self.searches:
-            raise LabError(
-                f"recipe {self.name}: --only must name the row to search, one of "
-                f"{', '.join(self.searches)}; got {row or 'none'}"
-            )
-        return self.model_copy(update={"search": self.searches[row]})
-
-    def on(self, corpora: Container[CorpusKey]) -> Recipe:
-        """Return the recipe with only the rows whose corpus (by its key) is among some."""
-        rows = {name: row for name, row in self.rows.items() if corpus_key(row.config) in corpora}
-        return self.model_copy(update={"rows": rows})
-
-    @model_validator(mode="after")
-    def _has_different_seeds(self) -> Recipe:
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds must differ, got {list(self.seeds)}")
-        return self
-
 
 # settings that stay text, whatever they look like
 TEXTS = ("task", "data", "cell", "noise", "optimizer", "loss", "padding", "moments", "head")
@@ -186,8 +80,8 @@ def load(name: str, changes: Sequence[str] = (), only: Sequence[str] = ()) -> Re
     """
     raw = _read(name)
     _known(raw, TOP_KEYS, name)
-    rows = raw.get("rows", {})
-    if not isinstance(rows, dict) or not isinstance(raw.get("base", {}), dict):
+    base, rows = raw.get("base", {}), raw.get("rows", {})
+    if not isinstance(rows, dict) or not isinstance(base, dict):
         raise LabError(f"recipe {name}: base and rows must be tables")
     for row in rows:
         if not ROW_NAME.fullmatch(row):
@@ -202,48 +96,69 @@ def load(name: str, changes: Sequence[str] = (), only: Sequence[str] = ()) -> Re
             "--set noise would make all rows one method; name one row by --only, "
             f"got {', '.join(kept)}"
         )
-    # what a title says of the corpus is not true of another one; seeds make no other table
-    own = [] if "data" in changed else [str(raw.get("title", Path(name).stem))]
-    shown = [f"data={Path(c[5:]).name}" if c.startswith("data=") else c for c in changes]
-    title = ", ".join([*own, *(c for c in shown if c.partition("=")[0] != "seeds")])
-    recipe: dict[str, Any] = {"name": Path(name).stem, "title": title, "variant": _variant(changed)}
-    recipe["seeds"] = top.get("seeds", raw.get("seeds", [1, 2, 3]))
     baseline = raw.get("baseline", next(iter(rows), ""))
-    if rows and (not isinstance(baseline, str) or baseline not in rows):
-        raise LabError(
-            f"recipe {name}: baseline must be a row, one of {list(rows)}; got {baseline!r}"
-        )
-    recipe["baseline"] = baseline
-    recipe["rows"] = {}
-    for row in kept:
-        if not isinstance(rows[row], dict):
-            raise LabError(f"recipe {name}: rows.{row} must be a table")
-        own = {k: v for k, v in rows[row].items() if k not in ROW_KEYS}
-        config = {"task": "music", **raw.get("base", {}), **own, **changed}
-        fields = _settings(config["task"], name)
-        _known(config, (*fields, *ROW_KEYS), f"{name}, row {row}")
-        about = {k: rows[row][k] for k in ROW_KEYS if k in rows[row] and k != "search"}
-        about = {"label": row, "baseline": baseline, **about}
-        if about["baseline"] not in list(rows):
-            raise LabError(
-                f"{name}, row {row}: baseline must be a row, one of {list(rows)}; "
-                f"got {about['baseline']!r}"
-            )
-        recipe["rows"][row] = {**about, "config": _with_none(config)}
+    if rows:
+        _check_baseline(baseline, rows, f"recipe {name}")
+    recipe = {
+        "name": Path(name).stem,
+        "title": _title(str(raw.get("title", Path(name).stem)), changes),
+        "variant": _variant(changed),
+        "seeds": top.get("seeds", raw.get("seeds", [1, 2, 3])),
+        "baseline": baseline,
+        "rows": {row: _row(row, rows, base, baseline, changed, name) for row in kept},
+    }
     try:
-        recipe["searches"] = searches_of(raw.get("search"), rows)
-        found = Recipe.model_validate(recipe)
-        searches = {
-            row: left
+        found = Recipe.model_validate({**recipe, "searches": searches_of(raw.get("search"), rows)})
+        checked = {
+            row: _checked_search(search, rows, base, changed)
             for row, search in found.searches.items()
-            if (left := _checked_search(search, rows, raw.get("base", {}), changed)) is not None
         }
     except ValidationError as error:
         raise LabError(f"recipe {name}: {_told(error)}") from None
     except ValueError as error:
         raise LabError(f"recipe {name}: search: {error}") from None
+    searches = {row: search for row, search in checked.items() if search is not None}
     only_one = next(iter(searches.values())) if len(searches) == 1 else None
     return found.model_copy(update={"searches": searches, "search": only_one})
+
+
+def _title(title: str, changes: Sequence[str]) -> str:
+    """Return the heading of a table, with what was changed in all rows.
+
+    What it says of the corpus is not true of another one, and other seeds make no other table.
+    """
+    keys = [change.partition("=")[0] for change in changes]
+    shown = [] if "data" in keys else [title]
+    for key, change in zip(keys, changes, strict=True):
+        if key != "seeds":
+            shown.append(f"data={Path(change[5:]).name}" if key == "data" else change)
+    return ", ".join(shown)
+
+
+def _row(
+    row: str,
+    rows: Mapping[str, Any],
+    base: Mapping[str, Any],
+    baseline: str,
+    changed: Mapping[str, Any],
+    name: str,
+) -> dict[str, Any]:
+    """Return what is said of a row, its own settings over those of the base."""
+    said = rows[row]
+    if not isinstance(said, dict):
+        raise LabError(f"recipe {name}: rows.{row} must be a table")
+    own = {key: value for key, value in said.items() if key not in ROW_KEYS}
+    config = {"task": "music", **base, **own, **changed}
+    _known(config, (*_settings(config["task"], name), *ROW_KEYS), f"{name}, row {row}")
+    about = {key: said[key] for key in ROW_KEYS if key in said and key != "search"}
+    about = {"label": row, "baseline": baseline, **about}
+    _check_baseline(about["baseline"], rows, f"{name}, row {row}")
+    return {**about, "config": _with_none(config)}
+
+
+def _check_baseline(baseline: object, rows: Mapping[str, Any], where: str) -> None:
+    if not isinstance(baseline, str) or baseline not in rows:
+        raise LabError(f"{where}: baseline must be a row, one of {list(rows)}; got {baseline!r}")
 
 
 def _resolved(rows: Mapping[str, Any], name: str) -> dict[str, Any]:

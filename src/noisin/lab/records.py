@@ -18,7 +18,7 @@ import noisin
 from noisin.lab import LabError
 from noisin.lab.config import Accelerator, AnyConfig, Precision, layout_of
 from noisin.lab.files import write_aside
-from noisin.lab.recipe import Published
+from noisin.lab.rows import Published
 from noisin.lab.task import Scores
 
 SCHEMA = 1

@@ -26,8 +26,8 @@ from noisin.lab.config import CorpusKey, corpus_key
 from noisin.lab.files import cores, make_folder
 from noisin.lab.observations import Observations
 from noisin.lab.ranks import FabricRanks, Layout, Ranks, check_cut
-from noisin.lab.recipe import Recipe
 from noisin.lab.records import Record
+from noisin.lab.rows import Recipe
 from noisin.lab.samples import LENGTHS, draw_sample
 from noisin.lab.task import Corpus
 from noisin.lab.terminal import (

@@ -31,8 +31,8 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from noisin.lab import LabError, recipe, tasks, train
-from noisin.lab.recipe import Recipe
 from noisin.lab.records import Record
+from noisin.lab.rows import Recipe
 from noisin.lab.search import Search
 from noisin.lab.task import Corpus, Stopped
 from noisin.lab.train import Job

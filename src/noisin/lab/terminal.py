@@ -20,8 +20,8 @@ from rich.table import Table
 import noisin
 from noisin.lab import LabError, evaluate, jobs, report, tasks
 from noisin.lab.ranks import Elsewhere
-from noisin.lab.recipe import Recipe, Row
 from noisin.lab.records import Record
+from noisin.lab.rows import Recipe, Row
 from noisin.lab.task import Corpus
 
 # a pipe has no width of its own

@@ -14,8 +14,8 @@ from noisin.lab import LabError, checkpoint, records, tasks
 from noisin.lab.curves import Curves
 from noisin.lab.files import clear_aside, make_folder
 from noisin.lab.ranks import Ranks
-from noisin.lab.recipe import Row
 from noisin.lab.records import Record
+from noisin.lab.rows import Row
 from noisin.lab.task import Corpus, Stopped, Task
 from noisin.lab.trainer import Diverged, Progress, Trainer
 
