@@ -110,7 +110,8 @@ def test_the_best_trial_becomes_a_row_that_runs_again(made):
     assert list(chosen.rows) == ["best"]
     assert chosen.rows["best"].config.hash(found.corpus, 2) == first.hash
     assert chosen.seeds == (2,)
-    assert best.write(found, []) is None
+    with pytest.raises(LabError, match="no trial has a score"):
+        best.write(found, [])
 
 
 @pytest.mark.parametrize("changes", [["lr=1e30"], ["chunk=0.5"]])
@@ -136,7 +137,8 @@ def test_failed_trials_say_why_and_count(made, changes, monkeypatch):
     assert len(finished(trials)) == 4
     assert all(reason in t.user_attrs["reason"] for t in trials)
     assert all(how.startswith("failed: ") for _, how, _ in told)
-    assert best.write(found, trials) is None
+    with pytest.raises(LabError, match=f"no trial has a score\n.*{reason}"):
+        best.write(found, trials)
 
 
 def test_a_diverged_run_is_a_failed_trial(made, monkeypatch):

@@ -129,13 +129,11 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         """
         if check:
             check_finite(input, hx)
-        moments = return_moments or isinstance(input, Moments) or _has_moments(hx)
-        kernel = path is None and not moments
-        noise = self._noise_of(draws, kernel)
         moments = return_moments or isinstance(input, Moments)
-        plain = noise is None and draws is None and path is None and not moments
-        plain = plain and not functional.is_mapped()
-        if plain and self.mode in functional.KERNELS and not _has_moments(hx):
+        kernel = path is None and not moments and not _has_moments(hx)
+        noise = self._noise_of(draws, kernel)
+        plain = kernel and noise is None and draws is None and self.mode in functional.KERNELS
+        if plain and not functional.is_mapped():
             return super().forward(input, hx)
         form = _checked_form(input)
         x, lengths = self._time_major(form)
@@ -143,15 +141,8 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         if not len(x):
             raise RuntimeError("a sequence must have at least one step, got none")
         autocast, x = autocasting(x.device), x.to(self._dtype(x))
-        like = Like(x.dtype, x.device)
-        if draws is None and (self.training or self.sampling) and not self.silent:
-            draws = self.draw(form)
-        elif draws is None:
-            draws = self._each(
-                lambda layer: expected(
-                    layer.stack, layer._noise_of(None, kernel), x.shape[1], like, layer._spread
-                )
-            )
+        if draws is None:
+            draws = self._own_draws(form, x, kernel)
         unbatched = not isinstance(form, PackedSequence) and form.dim() == 2
         variance = self._time_major(input.variance)[0] if isinstance(input, Moments) else None
         with computing(x.device):
@@ -171,6 +162,17 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
             final = [each(lambda one: one.squeeze(1), s) for s in final]
         output = _as_moments(lambda one: self._as_given(one, form), output)
         return output, tuple(final) if self.mode == "LSTM" else final[0]
+
+    def _own_draws(self, form: Any, x: Tensor, kernel: bool) -> Draws:
+        """Return the noise of a call that was handed none: drawn, or its mean."""
+        if (self.training or self.sampling) and not self.silent:
+            return self.draw(form)
+        like = Like(x.dtype, x.device)
+        return self._each(
+            lambda layer: expected(
+                layer.stack, layer._noise_of(None, kernel), x.shape[1], like, layer._spread
+            )
+        )
 
     def _noise_of(self, draws: Draws | None, kernel: bool) -> Term | None:
         """Return the noise of this call: all of it, what evaluation leaves, or torch's alone.

@@ -38,11 +38,16 @@ def row_of(sweep: Sweep, trial: FrozenTrial) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(sweep: Sweep, trials: list[FrozenTrial]) -> Path | None:
-    """Write the best trial as a recipe; None where no trial has a score."""
+def write(sweep: Sweep, trials: list[FrozenTrial]) -> Path:
+    """Write the best trial as a recipe.
+
+    Raises:
+        LabError: no trial has a score; it says why each has none.
+    """
     scored = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
     if not scored:
-        return None
+        reasons = dict.fromkeys(one.user_attrs.get(REASON, "") for one in trials)
+        raise LabError("\n".join(["no trial has a score", *filter(None, reasons)]))
     best = min(scored, key=lambda t: (t.value, t.number))
     path = sweep.folder / "best.toml"
     with write_aside(path) as file:

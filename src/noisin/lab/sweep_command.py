@@ -82,12 +82,7 @@ def sweep(
         *(chosen, digest, folder, storage or str(folder / "journal.log"), trials),
         *(sampler, prune, seed, grace, decides),  # pyright: ignore[reportArgumentType]
     )
-    try:
-        trial_store.close(trial_store.open_storage(found.storage))
-    except LabError:
-        raise
-    except Exception as error:  # whatever a driver raises
-        raise LabError(f"--storage must be a database that answers; {error}") from None
+    trial_store.check(found.storage)
     view = sweeps.Worker(found, corpus)
     if known is not None and not view.trials():
         best.take_up(found, view.study, spent.read_one(known))
@@ -101,9 +96,6 @@ def sweep(
     _print_trials(done)
     best.write_spent(found, done)
     path = best.write(found, done)
-    if path is None:
-        reasons = dict.fromkeys(t.user_attrs.get("reason", "") for t in done)
-        raise LabError("\n".join(["no trial has a score", *filter(None, reasons)]))
     say(f"best: {path}; noisin run {path} trains it on every seed")
 
 

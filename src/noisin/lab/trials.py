@@ -82,6 +82,16 @@ def open_storage(storage: str) -> BaseStorage:
         raise LabError(f"--storage must be a database or a journal file; {error}") from None
 
 
+def check(storage: str) -> None:
+    """Refuse a storage that cannot be opened or does not answer."""
+    try:
+        close(open_storage(storage))
+    except LabError:
+        raise
+    except Exception as error:  # whatever a driver raises
+        raise LabError(f"--storage must be a database that answers; {error}") from None
+
+
 def close(storage: BaseStorage) -> None:
     """Close the connections to a database."""
     storage.remove_session()
