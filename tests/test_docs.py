@@ -120,6 +120,10 @@ def test_every_page_is_in_the_navigation():
     assert set(re.findall(r"[\w/-]+\.(?:md|ipynb)\b", text)) == {*NAMES, *NOTEBOOK_NAMES}
 
 
+def page_of(folder, name):
+    return (folder / "site" / "api" / name / "index.html").read_text()
+
+
 def test_the_site_is_built(tmp_path):
     if importlib.util.find_spec("mkdocs") is None:
         pytest.skip("mkdocs is not installed; it comes with the extra `docs`")
@@ -140,6 +144,11 @@ def test_the_site_is_built(tmp_path):
     page = (tmp_path / "site" / "methods" / "weight-noise" / "index.html").read_text()
     assert "RNN-MNS" in page  # from the records
     assert "{{" not in page
+    for path in (tmp_path / "site" / "api").rglob("*.html"):
+        page = path.read_text()
+        assert "<blockquote" not in page  # what an example becomes that is not taken for one
+        assert "language-pycon" in page
+    assert {"draws", "return_moments"} <= set(re.findall(r"\w+", page_of(tmp_path, "layers")))
     for name in NOTEBOOK_NAMES:
         page = (tmp_path / "site" / name).with_suffix("").joinpath("index.html").read_text()
         assert "data:image/png;base64," in page

@@ -66,7 +66,7 @@ class Linear(Dense, nn.Linear):
     Raises:
         ValueError: a term that cannot act here.
 
-    Example:
+    Examples:
         >>> layer = Linear(8, 3, noise="weight + Gaussian(0.1)")
         >>> layer(torch.randn(5, 2, 8)).shape
         torch.Size([5, 2, 3])
@@ -195,7 +195,7 @@ class Embedding(Dense, nn.Embedding):
     Raises:
         ValueError: a term that cannot act here.
 
-    Example:
+    Examples:
         >>> layer = Embedding(10, 4, noise="row * Bernoulli(keep=0.9) @ sequence")
         >>> layer(torch.tensor([[1, 2], [2, 7]])).shape
         torch.Size([2, 2, 4])

@@ -36,7 +36,7 @@ def spectral_radius(
         ValueError: the weights are no stack of square blocks. (Those of a layer with ``proj_size``
             never are, even where their rows could be cut so.)
 
-    Example:
+    Examples:
         >>> spectral_radius(torch.tensor([[3.0, 7.0], [0.0, 2.0]])).tolist()
         [3.0]
     """
@@ -59,7 +59,7 @@ def recurrent_radii(model: nn.Module, *, squared: bool = False) -> list[list[flo
             ``proj_size`` have no square weights, and are left out.
         squared: of W ∘ W.
 
-    Example:
+    Examples:
         >>> from noisin import GRU
         >>> [len(gates) for gates in recurrent_radii(GRU(4, 8, num_layers=2))]
         [3, 3]
@@ -78,7 +78,7 @@ def learned_spreads(model: nn.Module) -> dict[str, float]:
     Args:
         model: any module; its layers of ours are looked at.
 
-    Example:
+    Examples:
         >>> from noisin import RNN
         >>> spreads = learned_spreads(RNN(4, 8, noise="hidden + Gaussian(Learned(0.5))"))
         >>> {name: round(std, 4) for name, std in spreads.items()}
@@ -118,7 +118,7 @@ def gradient_norms(
     Raises:
         ValueError: the stack is bidirectional, where the last output is no end of time.
 
-    Example:
+    Examples:
         >>> from noisin import RNN
         >>> layer = RNN(4, 8)
         >>> x, state = torch.randn(5, 3, 4), (torch.zeros(1, 3, 8),)

@@ -91,7 +91,7 @@ def explain(model: nn.Module, *, time: int = 35, batch: int = 20) -> Table:
     Raises:
         ValueError: T or B below 1.
 
-    Example:
+    Examples:
         >>> import noisin
         >>> layer = noisin.LSTM(4, 8, noise="input * Uniform(1)")
         >>> (line,) = explain(layer)

@@ -26,7 +26,7 @@ def sampling(model: nn.Module) -> AbstractContextManager[nn.Module]:
     Under ``torch.utils.checkpoint`` the backward pass belongs within the context, since it runs
     the layers again. A copy of the model that is made within it samples, too.
 
-    Example:
+    Examples:
         >>> import noisin
         >>> layer = noisin.LSTM(4, 8, noise="hidden * Gaussian(1)").eval()
         >>> x = torch.randn(5, 3, 4)
@@ -45,7 +45,7 @@ def plain(model: nn.Module) -> AbstractContextManager[nn.Module]:
     network was trained as: ``@ moments``, and ``Zoneout`` by its expectation. Here they are off.
     (In training torch's own ``dropout=`` stays on.)
 
-    Example:
+    Examples:
         >>> import noisin
         >>> layer = noisin.RNN(4, 8, noise="recurrent * Bernoulli(keep=0.8) @ moments").eval()
         >>> x = torch.randn(5, 3, 4)
@@ -118,7 +118,7 @@ def fold(x: Tensor, samples: int, dim: int = 1) -> Tensor:
     Raises:
         ValueError: K below 1.
 
-    Example:
+    Examples:
         >>> fold(torch.zeros(5, 3, 4), 10).shape
         torch.Size([5, 30, 4])
     """
@@ -139,7 +139,7 @@ def unfold(x: Tensor, samples: int, dim: int = 1) -> Tensor:
     Raises:
         ValueError: K below 1, or a batch that is no multiple of it.
 
-    Example:
+    Examples:
         >>> unfold(torch.zeros(5, 30, 4), 10).shape
         torch.Size([10, 5, 3, 4])
     """
@@ -164,7 +164,7 @@ def predictive(log_likelihoods: Float[Tensor, "K ..."]) -> Float[Tensor, "..."]:
     Args:
         log_likelihoods: log p(x | z^k), the draws first.
 
-    Example:
+    Examples:
         >>> half = torch.tensor([[0.2], [0.4]]).log()
         >>> round(predictive(half).exp().item(), 4)
         0.3
@@ -199,7 +199,7 @@ def predict(
         ValueError: K below 0, no model, an unknown average, or draws of a model without noise.
         TypeError: the prediction is no tensor.
 
-    Example:
+    Examples:
         >>> import noisin
         >>> model = noisin.LSTM(4, 8, noise="hidden * Gaussian(1)")
         >>> predict(model, torch.randn(5, 3, 4), samples=10, link=lambda result: result[0]).shape

@@ -33,7 +33,7 @@ def sparse_(
     Note:
         ``torch.nn.init.sparse_`` takes a fraction, and thins out outgoing connections.
 
-    Example:
+    Examples:
         >>> weight = sparse_(torch.empty(4, 10), nonzeros=3, std=0.1)
         >>> (weight != 0).sum(1).tolist()
         [3, 3, 3, 3]
@@ -62,7 +62,7 @@ def spectral_radius_(weight_hh: Float[Tensor, "GH H"], radius: float) -> Float[T
     Raises:
         ValueError: ``radius`` out of range, or a block whose spectral radius is 0.
 
-    Example:
+    Examples:
         >>> weight = spectral_radius_(torch.randn(8, 8), 1.1)
         >>> round(spectral_radius(weight).item(), 4)
         1.1

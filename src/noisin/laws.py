@@ -156,7 +156,7 @@ class Gaussian(Law):
     Args:
         std: standard deviation, a finite number > 0, or ``Learned``.
 
-    Example:
+    Examples:
         >>> Gaussian(0.5).variance
         0.25
     """
@@ -172,7 +172,7 @@ class Logistic(Law):
     Args:
         std: standard deviation, a finite number > 0, or ``Learned``.
 
-    Example:
+    Examples:
         >>> Logistic(0.5).variance
         0.25
     """
@@ -188,7 +188,7 @@ class Laplace(Law):
     Args:
         std: standard deviation, a finite number > 0, or ``Learned``.
 
-    Example:
+    Examples:
         >>> Laplace(0.5).variance
         0.25
     """
@@ -206,7 +206,7 @@ class Gumbel(Law):
     Args:
         std: standard deviation, a finite number > 0, or ``Learned``.
 
-    Example:
+    Examples:
         >>> Gumbel(0.5).variance
         0.25
     """
@@ -223,7 +223,7 @@ class Uniform(Law):
     Args:
         std: standard deviation, a finite number > 0, or ``Learned``.
 
-    Example:
+    Examples:
         >>> Uniform(0.5).variance
         0.25
     """
@@ -242,7 +242,7 @@ class Gamma(Law):
         std: standard deviation, > 0, or ``Learned``.
         shape: a, > 0. The paper does not state its value; 2 is ours.
 
-    Example:
+    Examples:
         >>> Gamma(0.5, shape=4.0)
         Gamma(0.5, shape=4.0)
     """
@@ -271,7 +271,7 @@ class ChiSquare(Law):
         std: standard deviation, > 0, or ``Learned``.
         df: k, > 0. The paper does not state its value; 1 is ours (with 4 it is ``Gamma`` of 2).
 
-    Example:
+    Examples:
         >>> ChiSquare(0.5).sample((2, 3)).shape
         torch.Size([2, 3])
     """
@@ -302,7 +302,7 @@ class Beta(Law):
         a: first shape parameter, > 0. The paper does not state its values; ½, ½ are ours.
         b: second shape parameter, > 0.
 
-    Example:
+    Examples:
         >>> bool(Beta(0.5).sample((100,)).abs().max() <= 0.5 * 2**0.5)
         True
     """
@@ -342,7 +342,7 @@ class Bernoulli(Law):
     Note:
         The γ of the NOISIN tables is p, not a standard deviation, for this law alone.
 
-    Example:
+    Examples:
         >>> Bernoulli(keep=0.5).std
         1.0
         >>> sorted(set(Bernoulli(keep=0.25).factor((100,)).tolist()))

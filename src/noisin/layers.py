@@ -312,7 +312,7 @@ class LSTM(NoisyRNNBase, nn.LSTM):
     Raises:
         ValueError: a term that cannot act here.
 
-    Example:
+    Examples:
         >>> layer = LSTM(8, 16, num_layers=2, noise="hidden * Bernoulli(keep=0.41)")
         >>> output, (h, c) = layer(torch.randn(5, 3, 8))
         >>> output.shape
@@ -338,7 +338,7 @@ class GRU(NoisyRNNBase, nn.GRU):
     Raises:
         ValueError: a term that cannot act here.
 
-    Example:
+    Examples:
         >>> GRU(8, 16, noise="recurrent * Gaussian(0.5)")
         GRU(8, 16, noise=recurrent * Gaussian(0.5))
     """
@@ -358,7 +358,7 @@ class RNN(NoisyRNNBase, nn.RNN):
     Raises:
         ValueError: a term that cannot act here, or an unknown nonlinearity.
 
-    Example:
+    Examples:
         >>> RNN(8, 16, nonlinearity="sigmoid", noise="hidden + Gaussian(0.3)")
         RNN(8, 16, noise=hidden + Gaussian(0.3), nonlinearity=sigmoid)
     """

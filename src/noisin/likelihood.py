@@ -76,7 +76,7 @@ class BernoulliHead(Head):
     Of ``Moments`` p = E σ(a) ≈ σ(E[a] / √(1 + π V[a] / 8)), which errs by at most 0.016 and whose
     logarithm is finite at any size.
 
-    Example:
+    Examples:
         >>> head = BernoulliHead(8, 88)
         >>> parameters = head(torch.randn(5, 3, 8))
         >>> head.log_likelihood(parameters, torch.ones(5, 3, 88)).shape
@@ -115,7 +115,7 @@ class CategoricalHead(Head):
     with the mean and variances of a, E[a] with weight 1 / (V + 1), and E[a] ± √((V + 1) V[a_j]) in
     one class j each; or by draws of a.
 
-    Example:
+    Examples:
         >>> head = CategoricalHead(8, 10)
         >>> parameters = head(torch.randn(5, 3, 8))
         >>> head.log_likelihood(parameters, torch.zeros(5, 3, dtype=torch.long)).shape
@@ -218,7 +218,7 @@ class GaussianHead(Head):
         out_features: number of observed features.
         **kwargs: as ``noisin.Linear``.
 
-    Example:
+    Examples:
         >>> head = GaussianHead(8, 2)
         >>> head.sample(head(torch.randn(5, 3, 8))).shape
         torch.Size([5, 3, 2])
@@ -269,7 +269,7 @@ class PoissonHead(Head):
 
     Of ``Moments`` the rate is E exp(a) = exp(E[a] + V[a] / 2).
 
-    Example:
+    Examples:
         >>> head = PoissonHead(8, 2)
         >>> bool((head.sample(head(torch.randn(5, 3, 8))) >= 0).all())
         True

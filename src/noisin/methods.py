@@ -56,7 +56,7 @@ def noisin(law: Law, *, additive: bool = False) -> Noise:
         law: distribution of ε.
         additive: add ε instead.
 
-    Example:
+    Examples:
         >>> from noisin import Gaussian
         >>> noisin(Gaussian(0.5), additive=True)
         hidden + Gaussian(0.5)
@@ -80,7 +80,7 @@ def zaremba(*, keep: float, num_layers: int = 2) -> Term:
         ValueError: ``keep`` is no probability below 1, or ``num_layers`` below 1. A layer that
             is alone refuses the term ``between`` of two.
 
-    Example:
+    Examples:
         >>> zaremba(keep=0.5)
         input * Bernoulli(keep=0.5) & between * Bernoulli(keep=0.5) & output * Bernoulli(keep=0.5)
 
@@ -110,7 +110,7 @@ def variational(
         between: the same for h_t on its way to the next layer.
         untied: a mask a gate instead of one for all, but at the output, where there are none.
 
-    Example:
+    Examples:
         >>> variational(recurrent=0.7)
         recurrent * Bernoulli(keep=0.7) @ sequence
 
@@ -138,7 +138,7 @@ def weight_noise(
         multiplicative: scale the weights instead of adding to them.
         hold: ``"step"``: a fresh matrix at each step, or ``"sequence"``.
 
-    Example:
+    Examples:
         >>> weight_noise(0.075, hold="sequence")
         weight_hh + Gaussian(0.075) @ sequence
 
@@ -157,7 +157,7 @@ def drop_connect(*, keep: float, hold: str = "step") -> Noise:
         keep: probability that a weight is kept.
         hold: ``"step"``: a fresh mask at each step, or ``"sequence"``.
 
-    Example:
+    Examples:
         >>> drop_connect(keep=0.8)
         weight_hh * Bernoulli(keep=0.8)
 
@@ -177,7 +177,7 @@ def fast_dropout(
         recurrent: the same for h_{t-1} on its way into the recurrent weights.
         output: the same for the last layer's h_t.
 
-    Example:
+    Examples:
         >>> fast_dropout(recurrent=0.8)
         recurrent * Bernoulli(keep=0.8) @ moments
 
@@ -195,7 +195,7 @@ def recurrent_dropout(*, keep: float, hold: str = "step") -> Noise:
         keep: probability that a unit of the candidate is kept.
         hold: ``"step"``: a fresh mask at each step, or ``"sequence"``.
 
-    Example:
+    Examples:
         >>> recurrent_dropout(keep=0.7)
         candidate * Bernoulli(keep=0.7)
 
@@ -212,7 +212,7 @@ def adaptive_weight_noise(init: float, *, floor: float = 0.0) -> Term:
         init: standard deviation at the start.
         floor: lower bound of the standard deviation.
 
-    Example:
+    Examples:
         >>> adaptive_weight_noise(0.1)[1]
         weight_hh + Gaussian(Learned(0.1, per="weight")) @ sequence
 

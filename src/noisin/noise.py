@@ -211,7 +211,7 @@ class Noise(Term):
     Raises:
         TypeError: ``site`` or ``law`` is something else.
 
-    Example:
+    Examples:
         >>> from noisin import Gaussian, at, sequence
         >>> noise = at.weight_hh + Gaussian(0.075) @ sequence
         >>> noise.site, noise.operator, noise.law, noise.hold
@@ -260,7 +260,7 @@ class Terms(Term):
     Raises:
         ValueError: fewer than two, since one term stands for itself.
 
-    Example:
+    Examples:
         >>> from noisin import Bernoulli, Gaussian, at
         >>> list(at.input * Gaussian(0.2) & at.hidden * Bernoulli(keep=0.5))
         [input * Gaussian(0.2), hidden * Bernoulli(keep=0.5)]

@@ -34,7 +34,7 @@ class NesterovRMSprop(Optimizer):
         taken. The mean square starts at 1. ``torch.optim.RMSprop`` has neither: its momentum is
         classical, its mean square starts at 0 and its eps stands outside the root.
 
-    Example:
+    Examples:
         >>> layer = torch.nn.Linear(2, 1)
         >>> optimizer = NesterovRMSprop(layer.parameters(), lr=1e-3, momentum=0.99)
         >>> layer(torch.ones(2)).backward()

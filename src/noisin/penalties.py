@@ -26,7 +26,7 @@ def l1(
     Raises:
         ValueError: λ below 0 or not finite, no λ above 0, or no matrix of the kind it penalizes.
 
-    Example:
+    Examples:
         >>> layer = torch.nn.RNN(4, 8)
         >>> l1(layer, recurrent=1e-3).shape
         torch.Size([])
@@ -45,7 +45,7 @@ def l2(
     Note:
         torch's ``weight_decay=c`` is λ = c / 2 under SGD, on all parameters, biases among them.
 
-    Example:
+    Examples:
         >>> layer = torch.nn.Linear(2, 1)
         >>> _ = torch.nn.init.constant_(layer.weight, 3.0)
         >>> l2(layer, output=0.5).item()
@@ -64,7 +64,7 @@ def activation(output: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         output: activations, in any layout without padding. Merity, McCann and Socher take the
             last layer's after dropout.
 
-    Example:
+    Examples:
         >>> activation(torch.tensor([[1.0], [3.0]])).item()
         5.0
 
@@ -85,7 +85,7 @@ def temporal(output: Float[Tensor, "..."], time_dim: int = 0) -> Float[Tensor, "
     Raises:
         ValueError: ``time_dim`` is no dimension of the output.
 
-    Example:
+    Examples:
         >>> temporal(torch.tensor([[1.0], [3.0], [3.0]])).item()
         2.0
 

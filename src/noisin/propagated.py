@@ -52,7 +52,7 @@ class Propagation:
     Raises:
         ValueError: an unknown form.
 
-    Example:
+    Examples:
         >>> from noisin import RNN
         >>> layer = RNN(4, 8, noise="recurrent * Bernoulli(keep=0.8) @ moments")
         >>> layer.propagation = Propagation(form="closed")

@@ -48,7 +48,7 @@ class Moments(NamedTuple):
         mean: E[t].
         variance: V[t] >= 0, of the same shape.
 
-    Example:
+    Examples:
         >>> Moments(torch.zeros(3), torch.ones(3)).variance
         tensor([1., 1., 1.])
     """

@@ -41,7 +41,7 @@ class Recurrence(Simple):
         sees ``recurrent`` noise, the z ⊙ h_{t-1} of a ``GRUCell`` among it, which
         ``noisin.GRU`` leaves clean.
 
-    Example:
+    Examples:
         >>> layer = Recurrence(nn.GRUCell(4, 8), 4, 8, noise="hidden * Gaussian(0.5)")
         >>> output, state = layer(torch.randn(5, 3, 4), torch.zeros(3, 8))
         >>> output.shape

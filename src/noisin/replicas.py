@@ -52,7 +52,7 @@ class Replicas(nn.Module):
         model runs in turn (``together=False``), as all do on packed arguments. ``state_dict`` holds
         the streams too, so that a checkpoint goes on exactly.
 
-    Example:
+    Examples:
         >>> from noisin import LSTM
         >>> noises = ["hidden * Gaussian(0.5)", "hidden * Gaussian(1.0)"]
         >>> replicas = Replicas(LSTM(4, 8), noises, seeds=[1, 2])

@@ -18,12 +18,12 @@ def linear(start: float, end: float, steps: int) -> Callable[[int], float]:
     Args:
         start: at step 0, a finite number >= 0.
         end: from step ``steps`` on, a finite number >= 0.
-        steps: > 0.
+        steps: above 0.
 
     Raises:
         ValueError: a number out of range.
 
-    Example:
+    Examples:
         >>> [linear(0.0, 1.0, 4)(step) for step in range(6)]
         [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
     """
@@ -59,7 +59,7 @@ class StrengthSchedule:
         The strength is no part of the model's ``state_dict``: keep the schedule's beside it, as
         that of a learning rate. What torch compiled is compiled anew for another strength.
 
-    Example:
+    Examples:
         >>> from noisin import LSTM
         >>> layer = LSTM(4, 8, noise="hidden * Gaussian(0.5)")
         >>> schedule = StrengthSchedule(layer, linear(0.0, 1.0, 100))

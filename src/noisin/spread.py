@@ -44,7 +44,7 @@ class Learned:
         0, weight decay or a loop that initializes them, draws the spread to floor + log 2: leave
         out those for which ``".rho_" in f".{name}"``.
 
-    Example:
+    Examples:
         >>> spread = Learned(0.5, floor=0.1)
         >>> round(spread.std(torch.tensor(spread.initial())).item(), 6)
         0.5

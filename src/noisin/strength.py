@@ -24,7 +24,7 @@ def scaled(noise: Term | None, strength: float) -> Term | None:
         ValueError: a strength out of range; 0 beside learned spreads, which are numbered among all
             terms; or one that makes a term impossible, as a ``Zoneout`` of probability 1.
 
-    Example:
+    Examples:
         >>> from noisin import parse
         >>> scaled(parse("hidden * Gaussian(0.5) & input * Bernoulli(keep=0.5)"), 2.0)
         hidden * Gaussian(1.0) & input * Bernoulli(keep=0.2)

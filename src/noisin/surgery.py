@@ -76,7 +76,7 @@ def regularize(
         A subclass of torch's layers keeps its class as a base. If its own ``forward`` never calls
         torch's, noise could not act: the first call in training raises a RuntimeError.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.LSTM(4, 8, num_layers=2))
         >>> regularize(model, "hidden * Bernoulli(keep=0.8)")
         Sequential(
@@ -117,7 +117,7 @@ def strip(model: nn.Module, *, inplace: bool = False) -> Any:
             ``Zoneout`` and ``@ moments`` (their evaluation is not the plain cell), ``Recurrence``,
             ``GaussianHead``, or a subclass of a layer of ours.
 
-    Example:
+    Examples:
         >>> strip(LSTM(4, 8, noise="hidden * Bernoulli(keep=0.8)"))
         LSTM(4, 8)
     """

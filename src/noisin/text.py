@@ -48,7 +48,7 @@ def parse(text: str) -> Term | None:
     Raises:
         ValueError: the text is no noise: what was wrong, and the valid words.
 
-    Example:
+    Examples:
         >>> parse("hidden[0] * Gaussian(0.3)")
         hidden[0] * Gaussian(0.3)
     """

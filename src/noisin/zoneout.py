@@ -23,7 +23,7 @@ class Zoneout(Term):
     Raises:
         ValueError: a probability out of range, or both 0.
 
-    Example:
+    Examples:
         >>> Zoneout(hidden=0.05, cell=0.5)
         Zoneout(hidden=0.05, cell=0.5)
 

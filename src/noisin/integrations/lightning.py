@@ -31,7 +31,7 @@ class Regularize(Callback):
     Raises:
         ValueError: a text that is no noise; in ``fit``: no layer is chosen, or a term cannot act.
 
-    Example:
+    Examples:
         >>> callback = Regularize("hidden * Gaussian(1.0)")
         >>> # darts.models.RNNModel(…, pl_trainer_kwargs={"callbacks": [callback]})
     """
@@ -69,7 +69,7 @@ class NoiseMonitor(Callback):
     Raises:
         ValueError: ``every`` out of range; in ``fit``: a strength without noise to set it in.
 
-    Example:
+    Examples:
         >>> from noisin.schedule import linear
         >>> monitor = NoiseMonitor(every=10, strength=linear(0.0, 1.0, 1000))
         >>> # trainer = lightning.Trainer(callbacks=[monitor])
