@@ -1,6 +1,7 @@
 """Runs that share a process: the numbers of each are those that it has alone."""
 
 import dataclasses
+import threading
 
 import pytest
 import torch
@@ -51,6 +52,20 @@ def assert_close(shared, alone):
             assert epoch.valid == pytest.approx(of_other.valid, rel=1e-4)
 
 
+def test_a_run_that_another_is_at_is_waited_for(tmp_path):
+    """Two trials of the same settings are one run: the second finds what the first has done."""
+    (alone,) = music_jobs(tmp_path / "alone")[:1]
+    same = [*music_jobs(tmp_path / "shared")[:1] * 2, *music_jobs(tmp_path / "shared")[1:]]
+    found = []
+    thread = threading.Thread(
+        target=lambda: found.extend(turns.take(runs(same, corpus()))), daemon=True
+    )
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive(), "they wait for each other"
+    assert told(found[0]) == told(found[1]) == told(train.run(alone, corpus()))
+
+
 @pytest.mark.parametrize("changes", [{}, {"padding": "front"}, {"cell": "gru", "train_samples": 2}])
 def test_together_they_differ_by_rounding(tmp_path, changes):
     alone = [train.run(one, corpus()) for one in music_jobs(tmp_path / "alone", **changes)]
@@ -58,12 +73,13 @@ def test_together_they_differ_by_rounding(tmp_path, changes):
     assert_close(turns.take(shared, together=True), alone)
 
 
-def test_together_on_words(tmp_path, words):  # noqa: F811 (the fixture)
+@pytest.mark.parametrize("levels", [LEVELS, [f"{one} @ moments" for one in LEVELS] + LEVELS[:1]])
+def test_together_on_words(tmp_path, words, levels):  # noqa: F811 (the fixture)
     """The state is carried from window to window; runs of other lengths end one by one."""
 
     def jobs(folder):
         found = []
-        for seed, noise in enumerate(LEVELS, 1):
+        for seed, noise in enumerate(levels, 1):
             row = Row(config=of_words(noise=noise, epochs=seed), label="a", baseline="a")
             found.append(train.Job("tiny", "A", "a", row, seed, words.digest(), folder))
         return found

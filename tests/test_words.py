@@ -55,6 +55,21 @@ def hand_count(model, words):
 @pytest.mark.parametrize("cell", ["lstm", "gru", "sigmoid"])
 def test_perplexity_is_the_hand_count(corpus, window, cell):
     one = task(corpus, cell=cell)
+    check_hand_count(one, corpus, window)
+
+
+@pytest.mark.parametrize("window", [1, 7, 256])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "tanh"])
+def test_moments_go_on_from_window_to_window(corpus, window, cell):
+    """Mean and variance of the state are carried, in scores and in training."""
+    noise = "recurrent * Bernoulli(keep=0.5) @ moments"
+    one = task(corpus, cell=cell, noise=noise, init_uniform=0.8)
+    plain = task(corpus, cell=cell, noise="none", init_uniform=0.8)
+    assert one.scores("test", (0,)) != plain.scores("test", (0,))
+    check_hand_count(one, corpus, window)
+
+
+def check_hand_count(one, corpus, window):
     got = torch.tensor(one.scores("test", (0,), window=window)[0]["perplexity"])
     eager = torch.tensor(one.scores("test", (0,), window=1)[0]["perplexity"])
     expected = torch.tensor(hand_count(one.model, corpus), dtype=torch.float64)
@@ -94,9 +109,10 @@ def test_training_windows_are_the_text_in_order(corpus):
         assert inputs[stream].tolist() == [before, *own[:-1]]
 
 
-def test_state_is_carried_and_cut(corpus):
+@pytest.mark.parametrize("noise", ["none", "hidden * Gaussian(0.7) @ moments"])
+def test_state_is_carried_and_cut(corpus, noise):
     """Two windows see what one long window sees, and gradients end between them."""
-    short, whole = task(corpus, noise="none"), task(corpus, noise="none", window=8)
+    short, whole = task(corpus, noise=noise), task(corpus, noise=noise, window=8)
     losses = []
     for number, batch in enumerate(short.batches(1, 1)):
         losses.append(short.loss(batch).total)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -146,6 +147,10 @@ class Ranks:
     def backward(self, loss: Tensor) -> None:
         """Compute gradients, averaged over the ranks."""
         loss.backward()
+
+    def rest(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
 
     def sum(self, values: Sequence[float]) -> Sequence[float]:
         """Return sums over the ranks."""

@@ -19,6 +19,7 @@ from noisin.lab.rows import Row
 from noisin.lab.task import Corpus, Stopped, Task
 from noisin.lab.trainer import Diverged, Progress, Trainer
 
+WAIT = 0.2  # seconds between two looks whether another is still at a run
 SCORING_SEED = 0  # of the draws at test, as `noisin evaluate` takes it
 
 
@@ -90,22 +91,23 @@ def run(
     path = job.path / "record.json"
     ranks, lock = ranks or Ranks(), FileLock(job.path / ".lock")
     try:
-        ranks.from_first(lambda: _take(job.path, lock, stopping))
+        ranks.from_first(lambda: _take(job.path, lock, stopping, ranks))
         return _run(job, corpus, path, tell, stopping, ranks)
     finally:
         lock.release()
 
 
-def _take(folder: Path, lock: FileLock, stopping: Callable[[], bool]) -> None:
-    """Wait until no other command is at a run."""
+def _take(folder: Path, lock: FileLock, stopping: Callable[[], bool], ranks: Ranks) -> None:
+    """Wait until no other command is at a run, nor another run of this process."""
     make_folder(folder)
     while True:
         try:
-            lock.acquire(timeout=1)
+            lock.acquire(blocking=False)
             return
         except Timeout:
             if stopping():
                 raise Stopped from None
+            ranks.rest(WAIT)
         except OSError as error:
             raise LabError(f"{folder} must be a folder that can be written; {error}") from None
 

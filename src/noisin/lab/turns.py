@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from noisin.lab.config import Accelerator, Config
+from noisin.lab.config import Accelerator, Config, propagates
 from noisin.lab.ranks import Ranks
 from noisin.lab.task import Loss, Task
 from noisin.replicas import Replicas
@@ -210,10 +210,10 @@ def _shape(turn: Turn[Any]) -> Any:
     own = list(turn.task.model.named_parameters())
     weights = [(name, one.shape) for name, one in own if ".rho_" not in f".{name}"]
     kinds = [(one.shape, one.dtype) for one in leaves]
-    return (_settings(turn.task.config), str(form), *kinds, *weights)
+    return (*_settings(turn.task.config), str(form), *kinds, *weights)
 
 
 @cache
-def _settings(config: Config) -> str:
+def _settings(config: Config) -> tuple[str, bool]:
     """Return what a loss reads of a configuration; asked at every update."""
-    return config.model_dump_json(exclude=FREE)
+    return config.model_dump_json(exclude=FREE), propagates(config.noise)

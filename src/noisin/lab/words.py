@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from noisin.dense import Embedding
 from noisin.inference import fold, predictive, sampling, unfold
 from noisin.lab import LabError
-from noisin.lab.config import WordsConfig
+from noisin.lab.config import WordsConfig, propagates
 from noisin.lab.models import recurrent, share
 from noisin.lab.task import (
     Loss,
@@ -32,10 +32,11 @@ from noisin.lab.task import (
 )
 from noisin.lab.tokens import EOS, Words
 from noisin.likelihood import CategoricalHead
-from noisin.reference import State
+from noisin.propagation import Moments, each, mean_of
 from noisin.shapes import Float, Int
 
 TRAIN_STREAMS = 100  # that the training text is cut into to be scored
+VARIANCE = "-variance"  # behind the name of a part of the state that is carried
 AT_ONCE = 400  # tokens scored in one pass, to bound the memory of their logits
 
 
@@ -89,6 +90,7 @@ class WordModel(nn.Module):
         self.embedding = Embedding(vocabulary, size, noise=noise.embedding)
         self.rnn = recurrent(config, size, noise.recurrent)
         self.head = CategoricalHead(config.hidden_size, vocabulary, noise=noise.head)
+        self.moments = propagates(config.noise)
         if config.init_uniform is not None:
             for name, parameter in self.named_parameters():
                 if ".rho_" not in name:  # spreads keep their own start
@@ -102,28 +104,42 @@ class WordModel(nn.Module):
             self.head.weight = self.embedding.weight
 
     def forward(
-        self, inputs: Int[Tensor, "T B"], state: State | Tensor | None = None
-    ) -> tuple[Float[Tensor, "T B V"], State | Tensor]:
-        """Return the logits of the next token at each step, and the state."""
-        output, final = self.rnn(self.embedding(inputs), state)
-        return self.head(output), final
+        self, inputs: Int[Tensor, "T B"], state: Any = None
+    ) -> tuple[Float[Tensor, "T B V"], Any]:
+        """Return the logits of the next token at each step, and the state.
+
+        Where noise is propagated the state is moments, and the logits those of the mean output.
+        """
+        output, final = self.rnn(self.embedding(inputs), state, return_moments=self.moments)
+        return self.head(mean_of(output)), final
 
     def in_draws(
-        self, inputs: Int[Tensor, "T B"], state: State | Tensor | None, samples: int
-    ) -> tuple[Float[Tensor, "T KB V"], State | Tensor]:
+        self, inputs: Int[Tensor, "T B"], state: Any, samples: int
+    ) -> tuple[Float[Tensor, "T KB V"], Any]:
         """Return logits and state for K draws of the noise, folded into the batch."""
         if samples == 1 or not self.draws_apart:
             return self(fold(inputs, samples), state)
         logits, states = [], []
         for k in range(samples):
             part = slice(k * inputs.shape[1], (k + 1) * inputs.shape[1])
-            own = tuple(s[:, part] for s in state) if isinstance(state, tuple) else state
-            own = own[:, part] if isinstance(own, Tensor) else own
-            one, final = self(inputs, own)
+            own = [each(lambda one, part=part: one[:, part], s) for s in parts_of(state)]
+            one, final = self(inputs, state_of(own))
             logits.append(one)
-            states.append(final if isinstance(final, tuple) else (final,))
-        whole = tuple(torch.cat(parts, 1) for parts in zip(*states, strict=True))
-        return torch.cat(logits, 1), whole if self.rnn.mode == "LSTM" else whole[0]
+            states.append(parts_of(final))
+        whole = [each(lambda *own: torch.cat(own, 1), *s) for s in zip(*states, strict=True)]
+        return torch.cat(logits, 1), state_of(whole)
+
+
+def parts_of(state: Any) -> tuple[Tensor | Moments, ...]:
+    """Return the parts of a state as recurrent layers give it; none of None."""
+    if state is None:
+        return ()
+    return (state,) if isinstance(state, Tensor | Moments) else tuple(state)
+
+
+def state_of(parts: Sequence[Tensor | Moments]) -> Any:
+    """Return a state as recurrent layers take it."""
+    return tuple(parts) if len(parts) > 1 else parts[0] if parts else None
 
 
 def trained_on(config: WordsConfig, corpus: Words) -> NDArray[np.uint32]:
@@ -210,8 +226,11 @@ class WordTask:
         """Return the negative log-likelihood of a window, and the state behind it."""
         samples = self.config.train_samples
         logits, state = self.model.in_draws(batch.inputs, self._state_of(carried), samples)
-        parts = state if isinstance(state, tuple) else (state,)
-        left = {str(index): part.detach() for index, part in enumerate(parts)}
+        left = {}
+        for index, part in enumerate(parts_of(state)):
+            left[str(index)] = mean_of(part).detach()
+            if isinstance(part, Moments):
+                left[f"{index}{VARIANCE}"] = part.variance.detach()
         logits = at_least_float32(unfold(logits, samples))
         likelihood = self.model.head.log_likelihood(logits, batch.targets.expand(logits.shape[:-1]))
         return -likelihood.mean(0).sum(), left
@@ -229,10 +248,15 @@ class WordTask:
         """Take up what ``carried`` gave."""
         self._carried = {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
-    def _state_of(self, carried: dict[str, Tensor]) -> State | Tensor | None:
+    def _state_of(self, carried: dict[str, Tensor]) -> Any:
         """Return what is carried as the recurrent layers take it."""
-        parts = tuple(carried[str(index)] for index in range(len(carried)))
-        return None if not parts else parts if self.config.cell == "lstm" else parts[0]
+        return state_of(
+            [
+                Moments(one, carried[name + VARIANCE]) if name + VARIANCE in carried else one
+                for name, one in sorted(carried.items())
+                if not name.endswith(VARIANCE)
+            ]
+        )
 
     def in_metric(self, nll: float) -> Scores:
         """Return a mean negative log-likelihood as scores."""
