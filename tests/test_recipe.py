@@ -87,6 +87,7 @@ BAD = [
     ('baseline = "c"', 'baseline = "b"', "baseline must be a row, one of \\['a', 'b'\\]"),
     ("seeds = [1, 1]", "seeds = [4, 2]", "seeds must differ"),
     ("[[rows.b]]", "[rows.b]", "rows.b must be a table"),
+    ("[rows]\nb = 5\n[rows.c]\nlike = 'b'", "[rows.b]", "rows.b must be a table"),
     ("seeds = [4, 2", "seeds = [4, 2]", "must be a TOML file"),
 ]
 

@@ -17,7 +17,7 @@ from scipy.io import savemat
 
 from lab_cases import benchmark_folder, corpus, midi_folder
 from lab_cases import rolls as random_rolls
-from noisin.lab import LabError, data, rolls, store, tokens
+from noisin.lab import LabError, data, rolls, splitting, store, tokens
 from noisin.lab.rolls import Note
 from noisin.lab.store import SPLITS
 
@@ -339,22 +339,33 @@ def test_related_pieces_stay_together():
         keys[:, 80:] = 0  # so that none falls off a third higher
         own |= {f"copy {i}": keys.copy(), f"excerpt {i}": keys[7:25]}
         own[f"higher {i}"] = np.roll(keys, 4, 1)
-    groups = rolls.related(own)
+    groups = splitting.related(own)
     assert sorted(len(group) for group in groups) == [1] * 18 + [4] * 12
-    corpus = rolls.split_by_name("x", own)
+    splits = splitting.split_by_name("x", own)
     where = {}
-    for split, pieces in corpus.splits.items():
+    for split, pieces in splits.items():
         for piece in pieces:
             where[piece.tobytes()] = split
     for i in range(12):
         names = [f"{kind} {i}" for kind in ("piece", "copy", "higher", "excerpt")]
         assert len({where[own[name].tobytes()] for name in names}) == 1
-    assert sorted(len(pieces) for pieces in corpus.splits.values())[0] >= 12
+    assert sorted(len(pieces) for pieces in splits.values())[0] >= 12
+
+
+def test_most_pieces_are_trained_on_however_many_are_related():
+    for names in range(20):
+        theme = random_rolls([40], names, rate=0.1)[0]
+        own = {f"{names} copy {i}": theme for i in range(14)}
+        pieces = random_rolls([40] * 6, 100 + names, rate=0.1)
+        own |= {f"{names} piece {i}": piece for i, piece in enumerate(pieces)}
+        sizes = {split: len(found) for split, found in splitting.split_by_name("x", own).items()}
+        assert sizes["train"] >= 12, sizes
+        assert min(sizes.values()) >= 1
 
 
 def test_no_split_stays_empty():
     for pieces in range(3, 12):
         own = {f"piece {i}": roll for i, roll in enumerate(random_rolls([20] * pieces, pieces))}
-        sizes = [len(split) for split in rolls.split_by_name("x", own).splits.values()]
+        sizes = [len(split) for split in splitting.split_by_name("x", own).values()]
         assert min(sizes) >= 1
         assert sum(sizes) == pieces

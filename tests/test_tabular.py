@@ -132,6 +132,7 @@ BAD = {
     "missing": (rows_of("4,\n"), {}, "'y' must have a finite number.*row 21 is missing \\(1 of 21"),
     "infinite": (rows_of("4,inf\n"), {}, "row 21 has inf"),
     "constant": ("x,y\n" + "1,2\n2,2\n" * 9 + "1,3\n" * 9, {}, "'y' must vary in the training"),
+    "constant 0.1": ("x,y\n" + "1,0.1\n2,0.1\n" * 9 + "1,3\n" * 9, {}, "'y' must vary"),
     "huge": ("x\n" + "1e300\n-1e300\n" * 9, {}, "'x' must vary.*got standard deviation inf"),
     "negative": (rows_of("-1,2\n"), {"head": "poisson"}, "needs counts.*'x'; row 21 has -1"),
     "half": (rows_of("1,2.5\n"), {"head": "poisson"}, "needs counts.*'y'; row 21 has 2.5"),

@@ -20,10 +20,16 @@ def seeds_of(models: int, seeds: Sequence[int]) -> list[int]:
 
     Args:
         models: how many models an average has, of consecutive seeds.
-        seeds: of the recipe; where they are fewer than the models, one average begins at the first.
+        seeds: of the recipe; where no so many follow each other, one average begins at the first.
     """
-    whole = len(seeds) // models * models
-    return list(seeds[:whole:models]) or [seeds[0]]
+    if models == 1:
+        return list(seeds)
+    found: list[int] = []
+    for seed in sorted(seeds):
+        own = range(seed, seed + models)
+        if set(own) <= set(seeds) and (not found or seed >= found[-1] + models):
+            found.append(seed)
+    return found or [seeds[0]]
 
 
 def members(job: Job, rows: Mapping[str, Row] = {}) -> list[Job]:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from noisin.lab import LabError, observations, recipe, rolls
 from noisin.lab.config import DECIDING, MusicConfig, SeriesConfig
-from noisin.lab.files import write_aside
+from noisin.lab.files import lines_of, write_aside
 from noisin.lab.observations import Observations
 from noisin.lab.rolls import KEYS, Corpus, Roll
 from noisin.lab.store import SPLITS
@@ -200,7 +200,7 @@ def of(corpus: AnyCorpus) -> list[Baseline]:
 
 
 def read(paths: Iterable[Path]) -> dict[str, list[Baseline]]:
-    """Return baselines by the sha256 of their corpus.
+    """Return baselines by the sha256 of their corpus, each once.
 
     Args:
         paths: folders that are looked through.
@@ -208,13 +208,12 @@ def read(paths: Iterable[Path]) -> dict[str, list[Baseline]]:
     Raises:
         LabError: a file that is something else.
     """
-    found: dict[str, list[Baseline]] = {}
+    found: dict[str, dict[str, Baseline]] = {}
     for path in paths:
         for file in sorted(path.rglob(f"*{ENDING}")) if path.is_dir() else ():
             try:
-                lines = file.read_text(encoding="utf-8").splitlines()
-                for one in map(Baseline.model_validate_json, lines):
-                    found.setdefault(one.corpus, []).append(one)
+                for one in map(Baseline.model_validate_json, lines_of(file)):
+                    found.setdefault(one.corpus, {})[one.label] = one
             except (OSError, UnicodeDecodeError, ValidationError) as error:
                 raise LabError(f"{file}: must be baselines, one a line; {error}") from None
-    return found
+    return {corpus: list(own.values()) for corpus, own in found.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from noisin.lab import LabError, recipe
-from noisin.lab.config import toml_lines
+from noisin.lab.config import toml, toml_lines, toml_recipe
 from noisin.lab.files import write_aside
 from noisin.lab.spent import ENDING, Spent, State, Trial
 from noisin.lab.sweep import Sweep
@@ -27,15 +26,9 @@ def row_of(sweep: Sweep, trial: FrozenTrial) -> str:
     """Return a recipe in TOML with the settings of a trial as its only row."""
     config = recipe.trial(sweep.recipe, trial.params).config
     said = {"task", "data", *sweep.search.space}  # even where they are as without a recipe
-    lines = [
-        f"title = {json.dumps(f'{sweep.recipe.title}: best of a search')}",
-        f"seeds = {list(sweep.recipe.seeds)}",
-        "",
-        "[rows.best]",
-        f"note = {json.dumps(f'trial {trial.number}, valid {trial.value}')}",
-        *toml_lines(config, said),
-    ]
-    return "\n".join(lines) + "\n"
+    note = f"note = {toml(f'trial {trial.number}, valid {trial.value}')}"
+    title = f"{sweep.recipe.title}: best of a search"
+    return toml_recipe(title, sweep.recipe.seeds, "best", [note, *toml_lines(config, said)])
 
 
 def write(sweep: Sweep, trials: list[FrozenTrial]) -> Path:

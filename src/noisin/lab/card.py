@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import math
 from importlib import resources
 from typing import TYPE_CHECKING
 
 from noisin.lab import tasks
-from noisin.lab.config import toml_lines
+from noisin.lab.config import toml_lines, toml_recipe
 from noisin.lab.records import Record
 from noisin.lab.tasks import AnyModel
 
@@ -67,14 +67,8 @@ def texts(record: Record, model: AnyModel, license: str | None) -> dict[str, str
 def _recipe(record: Record, title: str) -> str:
     """Return the run as a recipe of one row, with all its settings."""
     config = record.config.without_path()
-    lines = [
-        f"title = {json.dumps(title)}",
-        f"seeds = [{record.seed}]",
-        "",
-        f"[rows.{json.dumps(record.row)}]",
-        *toml_lines(config, type(config).model_fields),
-    ]
-    return "\n".join(lines) + "\n"
+    lines = toml_lines(config, type(config).model_fields)
+    return toml_recipe(title, [record.seed], record.row, lines)
 
 
 def _command(record: Record) -> str:
@@ -119,4 +113,5 @@ def _results(record: Record) -> list[EvalResult]:
         )
         for k, scores in sorted(found.items())
         for name, value in scores.items()
+        if math.isfinite(value)
     ]

@@ -134,6 +134,11 @@ class Config(BaseModel):
             raise ValueError(
                 f"averaging must be 0 with nt-asgd, which averages itself; got {self.averaging}"
             )
+        if self.optimizer == "nt-asgd" and self.trigger >= self.patience:
+            raise ValueError(
+                f"trigger of nt-asgd must be below patience = {self.patience}, which ends a run; "
+                f"got {self.trigger}"
+            )
         return self
 
     @property
@@ -341,14 +346,28 @@ def toml_lines(config: Config, said: Collection[str]) -> list[str]:
     """
     fields = type(config).model_fields
     return [
-        f"{name} = {_toml(value)}"
+        f"{name} = {toml(value)}"
         for name, value in config.model_dump().items()
         if value != fields[name].default or (name in said and value is not None)
     ]
 
 
-def _toml(value: Any) -> str:
-    """Return a setting as TOML, which has no word for None; a recipe takes "none"."""
+def toml_recipe(title: str, seeds: Collection[int], row: str, lines: Collection[str]) -> str:
+    """Return a recipe of one row as TOML.
+
+    Args:
+        title: its heading.
+        seeds: of its runs.
+        row: name of the row.
+        lines: what is said of the row, of ``toml_lines`` and others.
+    """
+    head = [f"title = {toml(title)}", f"seeds = {list(seeds)}", "", f"[rows.{toml(row)}]"]
+    return "\n".join([*head, *lines]) + "\n"
+
+
+def toml(value: Any) -> str:
+    """Return a value as TOML, which has no word for None; a recipe takes "none"."""
     if value is None:
         return '"none"'
-    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    return text.replace("\x7f", "\\u007f")  # JSON takes it as it is

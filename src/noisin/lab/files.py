@@ -151,3 +151,8 @@ def cores() -> int:
     """Return how many cores this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def lines_of(file: Path) -> list[str]:
+    """Return the lines of a file, which end at a line feed and at nothing else."""
+    return file.read_text(encoding="utf-8").removesuffix("\n").split("\n")

@@ -22,6 +22,7 @@ from noisin.lab import LabError, dynamics, tabular
 from noisin.lab.config import SeriesConfig
 from noisin.lab.store import SPLITS, unknown
 
+ROUNDING = 1e-12  # of its mean: a standard deviation that is smaller is that of a constant
 NAMES = tuple(dynamics.EXAMPLES)
 Values = NDArray[np.float64]
 
@@ -216,7 +217,8 @@ def _check_counts(where: str, name: str, values: Values) -> None:
 
 def _check_varies(corpus: Observations) -> None:
     for index, name in enumerate(corpus.columns):
-        if not 0 < corpus.std[index] < np.inf:
+        least = ROUNDING * abs(corpus.mean[index])
+        if not least < corpus.std[index] < np.inf:
             got = f"standard deviation {corpus.std[index]:g} around {corpus.mean[index]:g}"
             raise LabError(
                 f"{corpus.name}: column {name!r} must vary in the training rows; got {got}. "

@@ -28,6 +28,8 @@ from noisin.text import parse
 
 Rows = dict[str, list[Record]]
 
+# names are the user's own: dollars in them are no mathematics
+STYLE: dict[Any, Any] = {"font.size": 9, "text.parse_math": False}
 ACROSS = 4  # panels of a figure side by side
 MOST = 6  # series and targets in a figure of forecasts
 WORST = 1.35  # of the best score: what is worse is not told apart
@@ -62,14 +64,14 @@ class Drawing:
     def svg(self) -> str:
         """Return it as SVG text."""
         text = io.StringIO()
-        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "noisin", "font.size": 9}):
+        with mpl.rc_context({**STYLE, "svg.fonttype": "none", "svg.hashsalt": "noisin"}):
             self._figure().savefig(text, format="svg", metadata={"Date": None})
         svg = text.getvalue()
         return svg[svg.index("<svg") :]
 
     def save(self, path: Path) -> None:
         """Write it as PNG."""
-        with mpl.rc_context({"font.size": 9}), write_aside(path) as file:
+        with mpl.rc_context(STYLE), write_aside(path) as file:
             self._figure().savefig(file, format="png", dpi=110)
 
     def _figure(self) -> Figure:

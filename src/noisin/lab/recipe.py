@@ -83,7 +83,9 @@ def load(name: str, changes: Sequence[str] = (), only: Sequence[str] = ()) -> Re
     base, rows = raw.get("base", {}), raw.get("rows", {})
     if not isinstance(rows, dict) or not isinstance(base, dict):
         raise LabError(f"recipe {name}: base and rows must be tables")
-    for row in rows:
+    for row, said in rows.items():
+        if not isinstance(said, dict):
+            raise LabError(f"recipe {name}: rows.{row} must be a table")
         if not ROW_NAME.fullmatch(row):
             raise LabError(
                 f"recipe {name}: a row's name is letters, digits and . _ + * -; got {row!r}"
@@ -145,8 +147,6 @@ def _row(
 ) -> dict[str, Any]:
     """Return what is said of a row, its own settings over those of the base."""
     said = rows[row]
-    if not isinstance(said, dict):
-        raise LabError(f"recipe {name}: rows.{row} must be a table")
     own = {key: value for key, value in said.items() if key not in ROW_KEYS}
     config = {"task": "music", **base, **own, **changed}
     _known(config, (*_settings(config["task"], name), *ROW_KEYS), f"{name}, row {row}")
@@ -170,7 +170,7 @@ def _resolved(rows: Mapping[str, Any], name: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for row, said in rows.items():
         for key in ("like", "average"):
-            if isinstance(said, dict) and key in said:
+            if key in said:
                 said = _taken(said, key, row, found, name)
         found[row] = said
     return found

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 import noisin
 from noisin.lab import LabError
 from noisin.lab.config import Accelerator, AnyConfig, Precision, layout_of
-from noisin.lab.files import write_aside
+from noisin.lab.files import lines_of, write_aside
 from noisin.lab.rows import Published
 from noisin.lab.task import Scores
 
@@ -39,7 +39,7 @@ class Epoch(BaseModel):
         seconds: time of the epoch.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     epoch: int
     train: float
@@ -124,7 +124,7 @@ class Record(BaseModel):
         history: the epochs.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     schema_version: Literal[1] = SCHEMA
     recipe: str
@@ -252,7 +252,7 @@ def read(paths: Iterable[Path]) -> list[Record]:
 
 def _lines(file: Path) -> Iterable[Record]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = lines_of(file)
     except (OSError, UnicodeDecodeError) as error:
         raise LabError(f"{file}: must be a file of records; {error}") from None
     for number, line in enumerate(lines, 1):

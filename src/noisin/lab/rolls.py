@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import itertools
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,11 +21,11 @@ from numpy.typing import NDArray
 
 from noisin.lab import LabError
 from noisin.lab.files import write_aside
+from noisin.lab.splitting import split_by_name
 from noisin.lab.store import SPLITS, cache_dir, download, find, locked, unknown
 
 Roll = NDArray[np.uint8]  # [T, 88] of 0 and 1
 KEYS, LOWEST = 88, 21
-PASSAGE, SHARED = 8, 0.1  # steps; share of passages that makes two pieces related
 LARGEST = 2**29  # bytes of a corpus file, unpacked
 LONGEST = 2**17  # quarter notes of a piece
 BACH = "bach-2.npz"  # the number rises when reading or splitting changes
@@ -252,67 +250,6 @@ def roll(notes: Iterable[Note], *, tolerance: float) -> Roll:
     return keys
 
 
-def split_by_name(name: str, rolls: Mapping[str, Roll], skipped: Iterable[str] = ()) -> Corpus:
-    """Split pieces 60 / 20 / 20 in the order of a hash of their names, the same everywhere.
-
-    Pieces that share passages go into one split, so that none is tested on what it was trained on.
-
-    Raises:
-        LabError: fewer than three pieces that differ.
-    """
-    groups = related(rolls)
-    if len(groups) < 3:
-        raise LabError(
-            f"{name}: at least 3 pieces that differ are needed, one for each of "
-            f"{', '.join(SPLITS)}; got {len(groups)}"
-        )
-    groups.sort(key=lambda group: hashlib.sha256(min(group).encode()).hexdigest())
-    held = max(1, round(0.2 * len(rolls)))
-    splits: dict[str, list[Roll]] = {split: [] for split in SPLITS}
-    for index, group in enumerate(groups):
-        wanting = [split for split in ("valid", "test") if len(splits[split]) < held]
-        # the first three groups make sure that no split stays empty
-        split = ("valid", "test", "train")[index] if index < 3 else (*wanting, "train")[0]
-        splits[split] += [rolls[piece] for piece in sorted(group)]
-    return Corpus(name, splits, tuple(skipped))
-
-
-def related(rolls: Mapping[str, Roll]) -> list[set[str]]:
-    """Return the pieces in groups that share passages, in whatever key.
-
-    A passage is PASSAGE steps of which most differ from the one before. Two pieces are related
-    if one of them has a share SHARED of its passages in common with the other.
-    """
-    passages = {name: _passages(roll) for name, roll in rolls.items()}
-    holders: dict[bytes, list[str]] = {}
-    for name, own in passages.items():
-        for passage in own:
-            holders.setdefault(passage, []).append(name)
-    common: Counter[tuple[str, str]] = Counter()
-    for names in holders.values():
-        common.update(itertools.combinations(sorted(names), 2))
-    group = {name: {name} for name in rolls}
-    for (one, other), count in common.items():
-        shorter = min(len(passages[one]), len(passages[other]))
-        if count >= SHARED * shorter and group[one] is not group[other]:
-            group[one] |= group[other]
-            for name in group[other]:
-                group[name] = group[one]
-    return list({id(names): names for names in group.values()}.values())
-
-
-def _passages(roll: Roll) -> set[bytes]:
-    """Return the passages of a piece, each moved down to its lowest key."""
-    found = set()
-    for start in range(max(1, len(roll) - PASSAGE + 1)):
-        part = roll[start : start + PASSAGE]
-        used = np.flatnonzero(part.any(axis=0))
-        changes = np.any(part[1:] != part[:-1], axis=1).sum()
-        if len(used) and 2 * changes >= len(part) - 1:
-            found.add(part[:, used[0] : used[-1] + 1].tobytes() + bytes([len(part)]))
-    return found or {roll.tobytes()}
-
-
 def _bach(say: Callable[[str], None]) -> Corpus:
     """Return Bach's chorales from the cache, read into it by whichever process comes first."""
     path = cache_dir() / BACH
@@ -362,7 +299,7 @@ def _chorales() -> Corpus:
         if shape not in seen:
             seen.add(shape)
             rolls[Path(file).name] = keys
-    return split_by_name("bach", rolls)
+    return Corpus("bach", split_by_name("bach", rolls))
 
 
 def _midi_folder(folder: Path) -> Corpus:
@@ -397,4 +334,4 @@ def _midi_folder(folder: Path) -> Corpus:
             f"{folder}: a folder of music must hold MIDI files (.mid, .midi) that can be read; "
             f"got {len(files)} such files, none of them readable"
         )
-    return split_by_name(str(folder), rolls, skipped)
+    return Corpus(str(folder), split_by_name(str(folder), rolls), tuple(skipped))

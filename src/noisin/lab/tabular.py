@@ -13,7 +13,9 @@ import math
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,9 +106,9 @@ def _rows(path: Path) -> Iterator[list[str]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         line = 0
         try:
-            first = file.readline()
+            found = max(DELIMITERS, key=partial(_fit, file))
             file.seek(0)
-            reader = csv.reader(file, delimiter=max(DELIMITERS, key=first.count), strict=True)
+            reader = csv.reader(file, delimiter=found, strict=True)
             width = empty = 0
             for row in reader:
                 line = reader.line_num
@@ -124,6 +126,17 @@ def _rows(path: Path) -> Iterator[list[str]]:
             raise LabError(f"{path} must be Parquet, or CSV in UTF-8; {error}") from None
         except csv.Error as error:
             raise LabError(f"{path} must be CSV; behind line {line}: {error}") from None
+
+
+def _fit(file: TextIO, delimiter: str) -> tuple[bool, int]:
+    """Return whether a delimiter cuts the first two rows into as many cells, and how many."""
+    file.seek(0)
+    try:
+        rows = itertools.islice(csv.reader(file, delimiter=delimiter, strict=True), 2)
+        widths = [len(row) for row in rows]
+    except csv.Error:
+        return False, 0
+    return len(set(widths)) == 1, max(widths, default=0)
 
 
 def _number(cell: str) -> float | None:
