@@ -52,7 +52,12 @@ def test_the_first_table_is_that_of_the_records():
     for line in report.summary(rows):
         scores = [line.scores[split] for split in ("train", "valid", "test")]
         (shown,) = re.findall(rf"^{line.label} +(.*±.*)$", README, re.M)
-        assert shown.split() == [*map(str, scores), str(line.difference or "-")]
+        assert shown.split() == [
+            *map(str, scores),
+            str(line.difference or "-"),
+            str(line.seeds),
+            f"{line.epochs.mean:.0f}{'*' if line.limited else ''}",
+        ]
     draws = [one.monte_carlo[25]["unscored"] for one in rows["noisin"]]
     assert f"takes NOISIN on to {sum(draws) / len(draws):.3f}." in README
 

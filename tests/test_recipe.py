@@ -1,5 +1,7 @@
 """Recipes: a base and what differs; whatever is not understood is refused with the near word."""
 
+import tomllib
+
 import pytest
 
 from noisin.lab import LabError, config, recipe
@@ -112,6 +114,15 @@ def test_what_is_wrong_is_told(path, new, old, rule):
 def test_bad_options_are_told(path, changes, only, rule):
     with pytest.raises(LabError, match=rule.replace("?", r"\?")):
         recipe.load(str(path), changes, only)
+
+
+@pytest.mark.parametrize(
+    "value", ["\U0001f3b5 a\u2028b", 'c:\\ "x"\n\t\x00\x1f\x7f', [1, 2], 1e-05, True]
+)
+def test_settings_are_written_as_they_are_read(value):
+    text = config.toml_recipe("\U0001f3b5", [1], "a b", [f"x = {config.toml(value)}"])
+    read = tomllib.loads(text)
+    assert read == {"title": "\U0001f3b5", "seeds": [1], "rows": {"a b": {"x": value}}}
 
 
 def test_an_error_of_the_base_is_told_once(path):

@@ -1,5 +1,7 @@
 """Records and reports: tables come from records alone, and say what the records say."""
 
+import json
+import math
 import re
 import statistics
 
@@ -38,6 +40,21 @@ def test_record_comes_back_as_it_was_written(done):
         assert records.Record.model_validate_json(path.read_text()) == record
         assert record.environment.threads == 1
         assert record.sizes["test"] == {"pieces": 4, "steps": 29}
+
+
+def test_a_record_of_what_is_not_finite_can_be_read(done, tmp_path):
+    """Draws may be so strong that a network diverges under them; a label has any characters."""
+    record = records.read([done])[0]
+    scores = {1: {"unscored": math.nan, "scored": math.inf}}
+    odd = record.model_copy(update={"monte_carlo": scores, "label": "a\u2028b\x0cc"})
+    records.write(odd, tmp_path / "record.json")
+    (again,) = records.read([tmp_path])
+    assert again.label == odd.label
+    assert math.isnan(again.monte_carlo[1]["unscored"])
+    assert again.monte_carlo[1]["scored"] == math.inf
+    json.loads((tmp_path / "record.json").read_text(), parse_constant=pytest.fail)
+    report.write([again], tmp_path / "r.html")
+    assert "nan" in (tmp_path / "r.html").read_text()
 
 
 def test_lines_of_many_runs_are_read_and_one_run_once(done, tmp_path):
@@ -175,6 +192,19 @@ def test_runs_under_other_settings_are_rows_of_their_own(done):
     assert [len(runs) for runs in rows.values()] == [3, 3, 3]
     settings = {line.name: line.settings for line in report.summary(rows)}
     assert settings["noisy (lr=0.5)"] == "lr 0.5"
+
+
+def test_where_the_data_lies_makes_no_other_row(done):
+    found = records.read([done])
+    moved = [
+        one.model_copy(update={"config": one.config.model_copy(update={"data": f"/{one.seed}/x"})})
+        for one in found
+    ]
+    rows = report.by_row(moved)
+    assert sorted(rows) == ["noisy", "plain"]
+    lines = {line.name: line for line in report.summary(rows)}
+    assert [line.seeds for line in lines.values()] == [3, 3]
+    assert lines["noisy"].difference is not None
 
 
 def test_corpora_are_tables_of_their_own(done):

@@ -81,14 +81,14 @@ def searched(made):
 
 def test_every_trial_is_kept(searched):
     found, path = searched
-    (one,) = spent.read([path.parent]).values()
+    (one,) = spent.read([path.parent])
     runs = {record.best for record in records.read([found.folder])}
     assert [trial.number for trial in one.trials] == [0, 1, 2, 3]
     assert {trial.valid for trial in one.trials} == runs
     assert one.best is not None
     assert one.best.valid == min(runs)
     assert set(one.trials[0].settings) == {"hidden_size", "lr", "std"}
-    assert str(one) == "4"
+    assert spent.count([one]) == "4"
     assert not any("test" in record.scores for record in records.read([found.folder]))
 
 
@@ -116,9 +116,16 @@ def test_tables_as_markdown_and_page(call, tmp_path, searched):
     scores = dict.fromkeys(("train", "valid", "test"), 12.345)
     base = baselines.Baseline(**baseline, corpus=record.corpus, scores=scores)
     (table / "music.baselines.json").write_text(base.model_dump_json() + "\n")
-    (kept,) = trials.values()
-    strong = kept.model_copy(update={"own": ("std",)})
-    (table / "tiny-noisy.trials.json").write_text(strong.model_dump_json())
+    (kept,) = trials
+    here = kept.model_copy(update={"own": ("std",), "corpus": record.corpus})
+    (table / "tiny-noisy.trials.json").write_text(here.model_dump_json())
+    again = here.model_copy(update={"study": "of another seed", "trials": kept.trials[:3]})
+    (table / "tiny-noisy-2.trials.json").write_text(again.model_dump_json())
+    elsewhere = here.model_copy(update={"study": "elsewhere", "corpus": "0" * 64})
+    (table / "tiny-noisy-3.trials.json").write_text(elsewhere.model_dump_json())
+    text = [one.model_copy(update={"settings": {"std": "small"}}) for one in kept.trials]
+    texts = again.model_copy(update={"row": "plain", "trials": tuple(text)})  # no strength to draw
+    (table / "tiny-plain.trials.json").write_text(texts.model_dump_json())
     result = call("report", "table", "--out", "page.html", "--markdown", "tables.md")
     assert result.exit_code == 0, result.output
     text, page = (tmp_path / "tables.md").read_text(), (tmp_path / "page.html").read_text()
@@ -127,7 +134,8 @@ def test_tables_as_markdown_and_page(call, tmp_path, searched):
     share = record.test / 50 - 1
     assert cells[3] == f"{100 * share:+.1f} %"
     assert cells[4] == ("reproduced" if abs(share) <= 0.02 else "better" if share < 0 else "worse")
-    assert cells[-2:] == ["1", "4"]
+    assert cells[-2:] == ["1", "7"]
+    assert "one-unit.png" not in text  # a figure of a table that is not here
     assert "| by hand |  | 12.345 |" in text
     assert "12.345" in page
     assert "Strength against the validation score" in page
@@ -148,8 +156,16 @@ def test_what_counts_as_reproduced(test, rival, word, tmp_path):
     data = record.model_dump() | {"scores": scores, "published": published}
     again = type(record).model_validate(data)
     (line,) = report.summary(report.by_row([again]))
-    assert markdown._row(line, [again], None)[4] == word
+    assert markdown._row(line, [again], "")[4] == word
     assert ("A paper, another model" in "".join(markdown._notes({"a": [again]}))) == rival
+
+
+def test_trials_have_no_score_of_the_test_split_and_have_not_diverged(searched):
+    found, _ = searched
+    rows = report.by_row(records.read([found.folder]))
+    _, _, *lines = markdown.table(rows, [])
+    assert len(lines) == 4
+    assert not any("diverged" in line for line in lines)
 
 
 def test_averages_over_draws_stand_beside_the_scores(tmp_path):
@@ -157,18 +173,19 @@ def test_averages_over_draws_stand_beside_the_scores(tmp_path):
     plain = train.run(job(tmp_path, epochs=1), corpus())
     drawn = {k: {"unscored": k + 0.5, "scored": 0.0} for k in (1, 5, 25)}
     noisy = plain.model_copy(update={"row": "noisy", "monte_carlo": drawn})
-    head, _, *lines = markdown.table({"plain": [plain], "noisy": [noisy]}, {})
+    head, _, *lines = markdown.table({"plain": [plain], "noisy": [noisy]}, [])
     place = [cell.strip() for cell in head.split("|")].index("25 draws")
     assert [line.split("|")[place].strip() for line in lines] == ["", "25.50"]
     once = noisy.model_copy(update={"monte_carlo": {1: drawn[1]}})
-    assert "draws" not in markdown.table({"noisy": [once]}, {})[0]
+    assert "draws" not in markdown.table({"noisy": [once]}, [])[0]
 
 
 def test_trials_without_a_score_are_told():
     text = '{"number": 0, "state": "%s", "valid": null, "settings": {}}'
     trials = [spent.Trial.model_validate_json(text % one) for one in ("pruned", "failed", "pruned")]
     kept = next(iter(SEARCHED.values()))
-    assert str(kept.model_copy(update={"trials": tuple(trials)})) == "3 (1 failed, 2 pruned)"
+    told = spent.count([kept.model_copy(update={"trials": tuple(trials)})])
+    assert told == "3 (1 failed, 2 pruned)"
 
 
 def test_baselines_by_the_command(call, tmp_path):
@@ -217,7 +234,7 @@ def test_every_number_of_a_table_runs_again(name, row):
         assert train.Job(name, "", row, found, *own, decides=decides).hash == record.hash
 
 
-SEARCHED = spent.read([RESULTS])
+SEARCHED = {(one.recipe, one.row): one for one in spent.read([RESULTS])}
 
 
 def test_only_finished_trials_on_file_have_a_score():

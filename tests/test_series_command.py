@@ -56,6 +56,19 @@ def test_main_job_then_everything_on_its_runs(call, tmp_path):
     assert "| the mean |  | " in (tmp_path / "tables.md").read_text()
 
 
+def test_names_of_columns_are_no_markup(call, tmp_path):
+    """Neither of the terminal's nor of mathematics."""
+    text = walk(tmp_path / "own.csv").read_text()
+    names = ["cost_$ [m/s]", "rate_$ [/h]"]
+    (tmp_path / "own.csv").write_text(",".join(names) + text[text.index("\n") :])
+    result = call("run", *sets(f"data={tmp_path / 'own.csv'}", *TINY[:-2], "seeds=[1]"))
+    assert result.exit_code == 0, result.output
+    (run,) = (tmp_path / "runs").rglob("noisin-1-*")
+    told = call("evaluate", run)
+    assert told.exit_code == 0, told.output
+    assert all(f"rmse {name}" in " ".join(told.output.split()) for name in names)
+
+
 def test_forecasts_are_written_with_the_truth_and_their_intervals(call, tmp_path):
     own = walk(tmp_path / "own.csv")
     assert call("run", "--only", "noisin", *sets(f"data={own}", *TINY, "seeds=[1]")).exit_code == 0
@@ -189,7 +202,7 @@ def test_intervals_are_of_series_and_levels_within_0_and_1(call, tmp_path):
     assert "draws" not in told.output
     for words, rule in (
         (["--level", "1"], "--level must be within (0, 1), got [1.0]"),
-        (["--plain"], "--intervals stands without --plain and --log-probs"),
+        (["--plain"], "--intervals, --plain and --log-probs stand without each other"),
         (["--samples", "2"], "draws need noise, and plain has none"),
     ):
         bad = call("evaluate", run, "--intervals", *words)

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import torch
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from noisin.explanation import explain as explain_model
@@ -135,8 +136,10 @@ def evaluate_command(
         raise LabError(f"--samples must be >= 1, and divide the largest of them; got {samples}")
     if log_probs is not None and len(runs) > 1:
         raise LabError(f"--log-probs takes one run, got {len(runs)}")
-    if intervals and (plain or log_probs is not None):
-        raise LabError("--intervals stands without --plain and --log-probs; got one of them")
+    if sum((intervals, plain, log_probs is not None)) > 1:
+        raise LabError(
+            "--intervals, --plain and --log-probs stand without each other; got several of them"
+        )
     if not all(0 < level < 1 for level in levels):
         raise LabError(f"--level must be within (0, 1), got {levels}")
     loaded = evaluate.load_all(runs, data_dir)
@@ -155,7 +158,7 @@ def evaluate_command(
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in (split, *scores[0]):
-        table.add_column(column)
+        table.add_column(escape(column))
     for k, score in scores.items():
         how = "moments" if propagates(loaded[0].record.config.noise) and not plain else "noise off"
         how = f"average of {k} draws" if k else how
@@ -221,7 +224,7 @@ def report_command(
     for heading, rows in report.sections(found).items():
         console.print(heading, style="bold", markup=False)
         print_table(rows)
-    report.write(found, out, spent=list(trials.values()), baselines=bases)
+    report.write(found, out, spent=trials, baselines=bases)
     say(f"report: {out}")
     if text is not None:
         markdown.write(found, text, trials, bases)
@@ -291,7 +294,7 @@ def data_list(data_dir: DataDir = None) -> None:
         path = data.locate(name, data_dir)
         origin = "read from music21 at first use" if name == "bach" else "not here; fetched at use"
         origin = "computed at each use" if name in dynamics.EXAMPLES else origin
-        table.add_row(name, str(path or origin))
+        table.add_row(name, escape(str(path or origin)))
     console.print(table)
 
 

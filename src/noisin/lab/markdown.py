@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from noisin.lab import panels, report, tasks
+from noisin.lab import figures, panels, report, tasks
 from noisin.lab.baselines import Baseline
 from noisin.lab.files import write_aside
 from noisin.lab.records import Record
 from noisin.lab.report import Line
-from noisin.lab.spent import Spent
+from noisin.lab.spent import Spent, count
 
 CLOSE = 0.02  # of the published number: a row that is as near is reproduced
 HEAD = """# Results
@@ -28,7 +28,8 @@ test split at all, and a run scores it once, at its end. *Trials* are those spen
 space of its recipe, the failed and the pruned ones included; a row without has none on file.
 *Reproduced* are means within 2 % of the number that is published for the method; the best number
 of another model is there to be beaten.
-
+"""
+ONE_UNIT = """\
 ![Loss of a network of one unit, and its mean under weight noise](figures/one-unit.png)
 
 Ognawala and Bayer's Figures 2 and 3: a recurrent network of one unit is trained to be at 0.7 after
@@ -40,7 +41,7 @@ mean has a slope there. (`noisin.lab.figures.loss_surfaces` draws it.)
 def write(
     records: Sequence[Record],
     path: Path,
-    spent: Mapping[tuple[str, str], Spent],
+    spent: Sequence[Spent],
     baselines: Mapping[str, list[Baseline]],
 ) -> None:
     """Write the tables of all records, and their figures as PNG in ``figures`` beside them.
@@ -48,10 +49,13 @@ def write(
     Args:
         records: the runs.
         path: Markdown file to write.
-        spent: what searches have spent, by recipe and row.
+        spent: what searches have spent.
         baselines: scores without a network, by corpus.
     """
     parts = [HEAD]
+    if any(record.recipe == "ognawala-bayer" for record in records):
+        figures.loss_surfaces(path.parent / "figures" / "one-unit.png")
+        parts.append(ONE_UNIT)
     names: list[str] = []
     for heading, rows in report.sections(records).items():
         parts.append(_section(heading, rows, spent, baselines))
@@ -59,7 +63,7 @@ def write(
         names.append(recipe)
         number = names.count(recipe)  # a recipe on several corpora has several tables
         stem = recipe if number == 1 else f"{recipe}-{number}"
-        for drawing in panels.of(rows, list(spent.values())):
+        for drawing in panels.of(rows, spent):
             name = f"figures/{stem}-{drawing.name}.png"
             drawing.save(path.parent / name)
             parts.append(f"![{drawing.title}]({name})\n")
@@ -70,7 +74,7 @@ def write(
 def _section(
     heading: str,
     rows: dict[str, list[Record]],
-    spent: Mapping[tuple[str, str], Spent],
+    spent: Sequence[Spent],
     baselines: Mapping[str, list[Baseline]],
 ) -> str:
     first = next(iter(rows.values()))[0]
@@ -82,14 +86,14 @@ def _section(
 
 def table(
     rows: dict[str, list[Record]],
-    spent: Mapping[tuple[str, str], Spent],
+    spent: Sequence[Spent],
     baselines: Sequence[Baseline] = (),
 ) -> list[str]:
     """Return the lines of a table.
 
     Args:
         rows: the runs, by row.
-        spent: what searches have spent, by recipe and row.
+        spent: what searches have spent.
         baselines: scores without a network on the same corpus.
     """
     lines = report.summary(rows)
@@ -101,13 +105,12 @@ def table(
         scores = [f"{one.scores['test']:.3f}", "", "", f"{one.scores['valid']:.3f}"]
         cells.append([one.label, "", *scores, *("" for _ in shown), "", ""])
     for line, group in zip(lines, rows.values(), strict=True):
-        cells.append(_row(line, group, spent.get((group[0].recipe, group[0].row)), shown))
+        trials = count(one for one in spent if one.of(*report.searched(group[0])))
+        cells.append(_row(line, group, trials, shown))
     return _table(cells)
 
 
-def _row(
-    line: Line, runs: Sequence[Record], spent: Spent | None, draws: Sequence[int] = ()
-) -> list[str]:
+def _row(line: Line, runs: Sequence[Record], trials: str, draws: Sequence[int] = ()) -> list[str]:
     test, published = line.scores["test"], runs[0].published
     difference = verdict = ""
     if test is not None and published is not None:
@@ -118,13 +121,13 @@ def _row(
     return [
         line.label,
         f"{published.test:g}" if published is not None else "",
-        str(test or "diverged"),
+        str(test or ("diverged" if line.diverged else "")),
         difference,
         verdict,
         str(line.scores["valid"] or ""),
         *(str(line.monte_carlo.get(k) or "") for k in draws),
         str(test.count if test is not None else 0),
-        str(spent or ""),
+        trials,
     ]
 
 

@@ -28,8 +28,6 @@ from noisin.text import parse
 
 Rows = dict[str, list[Record]]
 
-# names are the user's own: dollars in them are no mathematics
-STYLE: dict[Any, Any] = {"font.size": 9, "text.parse_math": False}
 ACROSS = 4  # panels of a figure side by side
 MOST = 6  # series and targets in a figure of forecasts
 WORST = 1.35  # of the best score: what is worse is not told apart
@@ -64,14 +62,14 @@ class Drawing:
     def svg(self) -> str:
         """Return it as SVG text."""
         text = io.StringIO()
-        with mpl.rc_context({**STYLE, "svg.fonttype": "none", "svg.hashsalt": "noisin"}):
+        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "noisin", "font.size": 9}):
             self._figure().savefig(text, format="svg", metadata={"Date": None})
         svg = text.getvalue()
         return svg[svg.index("<svg") :]
 
     def save(self, path: Path) -> None:
         """Write it as PNG."""
-        with mpl.rc_context(STYLE), write_aside(path) as file:
+        with mpl.rc_context({"font.size": 9}), write_aside(path) as file:
             self._figure().savefig(file, format="png", dpi=110)
 
     def _figure(self) -> Figure:
@@ -81,6 +79,11 @@ class Drawing:
         self.draw(*(axes for _, axes in zip(range(self.panels), grid, strict=False)))
         for axes in figure.axes[self.panels :]:
             axes.set_axis_off()
+        for axes in figure.axes:
+            legend = axes.get_legend()
+            named = legend.get_texts() if legend is not None else []
+            for text in (axes.title, axes.xaxis.label, axes.yaxis.label, *named):
+                text.set_parse_math(False)  # a dollar in a name is no mathematics
         return figure
 
 
@@ -91,8 +94,8 @@ def of(rows: Rows, spent: Sequence[Spent] = ()) -> Iterator[Drawing]:
         rows: its runs, by row.
         spent: searches, of which those for its rows are drawn.
     """
-    known = {(run.recipe, run.row) for runs in rows.values() for run in runs}
-    strong = [one for one in spent if one.own and (one.recipe, one.row) in known]
+    known = {(run.recipe, run.row, run.corpus) for runs in rows.values() for run in runs}
+    strong = [one for one in spent if any(one.of(*own) for own in known) and _is_number(one)]
     if strong:
         title = (
             "Strength against the validation score, a point a finished trial (the other settings "
@@ -116,6 +119,12 @@ def of(rows: Rows, spent: Sequence[Spent] = ()) -> Iterator[Drawing]:
         "variances are propagated, of W ∘ W"
     )
     yield Drawing("radius", title, partial(draw_radius, rows))
+
+
+def _is_number(one: Spent) -> bool:
+    """Return whether what was drawn for a row alone is a number that can be drawn over."""
+    values = [trial.settings[one.own[-1]] for trial in one.trials] if one.own else []
+    return bool(values) and all(type(value) in (int, float) for value in values)
 
 
 def rolls(title: str, pieces: Mapping[str, Roll]) -> Drawing:

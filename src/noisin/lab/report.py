@@ -16,7 +16,7 @@ from noisin.lab.baselines import Baseline
 from noisin.lab.config import Config
 from noisin.lab.records import Record
 from noisin.lab.rolls import Roll
-from noisin.lab.spent import Spent
+from noisin.lab.spent import Spent, count
 from noisin.lab.words import Token
 
 
@@ -58,6 +58,7 @@ class Line:
         difference: test less the baseline's test, seed by seed.
         baseline: label of the row that it is compared with.
         published: the paper's number and where it stands.
+        seeds: how many runs have scores.
         epochs: epochs trained.
         limited: how many runs ended at the most epochs allowed, still improving or not.
         seconds: of training.
@@ -76,6 +77,7 @@ class Line:
     difference: Estimate | None
     baseline: str
     published: str
+    seeds: int
     epochs: Estimate | None
     limited: int
     seconds: Estimate | None
@@ -107,13 +109,13 @@ def by_row(records: Sequence[Record]) -> dict[str, list[Record]]:
     """
     rows: dict[tuple[str, str], list[Record]] = {}
     for record in sorted(records, key=lambda r: r.seed):
-        settings = record.config.model_dump_json() + record.environment.layout
+        settings = record.config.without_path().model_dump_json() + record.environment.layout
         rows.setdefault((record.row, settings), []).append(record)
     variants = {row: [r for (name, _), r in rows.items() if name == row] for row, _ in rows}
     named = {}
     for (row, _), runs in rows.items():
         several = variants[row]
-        told = differing([other[0].config for other in several])
+        told = differing([other[0].config.without_path() for other in several])
         parts = [f"{key}={getattr(runs[0].config, key)}" for key in told]
         extra = ", ".join(filter(None, [*parts, runs[0].environment.layout]))
         named[f"{row} ({extra})" if extra and len(several) > 1 else row] = runs
@@ -176,6 +178,7 @@ def _line(
         difference=Estimate.of([r.test - reference[r.seed] for r in tested if r.seed in reference]),
         baseline=compared[0].label if compared else "",
         published=f"{first.published.test} ({first.published.source})" if first.published else "",
+        seeds=len(done),
         epochs=Estimate.of([len(run.history) for run in done if run.models == 1]),
         limited=sum(len(run.history) == run.config.epochs for run in done),
         seconds=Estimate.of([run.seconds for run in done]),
@@ -230,7 +233,10 @@ def write(
     for heading, rows in sections(records).items():
         lines = summary(rows)
         runs = [run for group in rows.values() for run in group]
-        known = {(run.recipe, run.row): run.label for run in runs}
+        trials = {
+            own[0].label: count(one for one in spent if one.of(*searched(own[0])))
+            for own in rows.values()
+        }
         tables.append(
             {
                 "title": heading,
@@ -243,16 +249,17 @@ def write(
                 "runs": runs,
                 "environments": list(dict.fromkeys(_environment(run) for run in runs)),
                 "figures": [(one.title, one.svg()) for one in panels.of(rows, spent)],
-                "trials": {
-                    known[one.recipe, one.row]: str(one)
-                    for one in spent
-                    if (one.recipe, one.row) in known
-                },
+                "trials": {label: told for label, told in trials.items() if told},
                 "baselines": baselines.get(runs[0].corpus, []),
             }
         )
     samples = [_shown(piece) for piece in pieces]
     pages.write("report.html.jinja", path, sections=tables, pieces=samples)
+
+
+def searched(run: Record) -> tuple[str, str, str]:
+    """Return what a search is of that chose the settings of a run: recipe, row and corpus."""
+    return run.recipe, run.row, run.corpus
 
 
 def _environment(run: Record) -> str:

@@ -186,8 +186,12 @@ def _finish(
     bases: Mapping[str, list[Baseline]],
 ) -> None:
     """Print the table, write samples and the report."""
+    tables = report.sections(done)
+    for heading, rows in tables.items():
+        if len(tables) > 1:
+            say(heading)
+        print_table(rows)
     rows = report.by_row(done)
-    print_table(rows)
     for one in itertools.chain(*bases.values()):
         scores = ", ".join(f"{split} {score:.3f}" for split, score in one.scores.items())
         say(f"{one.label}, no network: {scores}")

@@ -77,14 +77,20 @@ class Spent(BaseModel):
         done = [one for one in self.trials if one.finished]
         return min(done, key=lambda one: (one.valid, one.number), default=None)
 
-    def __str__(self) -> str:
-        states = Counter(one.state for one in self.trials)
-        other = [f"{states[state]} {state}" for state in ("failed", "pruned") if states[state]]
-        return f"{len(self.trials)}" + (f" ({', '.join(other)})" if other else "")
+    def of(self, recipe: str, row: str, corpus: str) -> bool:
+        """Return whether it is a search for the settings of a row, on a corpus of this sha256."""
+        return (self.recipe, self.row, self.corpus) == (recipe, row, corpus)
 
 
-def read(paths: Iterable[Path]) -> dict[tuple[str, str], Spent]:
-    """Return what searches have spent, by recipe and row.
+def count(searches: Iterable[Spent]) -> str:
+    """Return how many trials some searches have had, those without a score told; empty of none."""
+    states = Counter(one.state for search in searches for one in search.trials)
+    other = [f"{states[state]} {state}" for state in ("failed", "pruned") if states[state]]
+    return f"{states.total() or ''}" + (f" ({', '.join(other)})" if other else "")
+
+
+def read(paths: Iterable[Path]) -> list[Spent]:
+    """Return what searches have spent, one that stands in several places once.
 
     Args:
         paths: files, or folders that are looked through.
@@ -92,12 +98,12 @@ def read(paths: Iterable[Path]) -> dict[tuple[str, str], Spent]:
     Raises:
         LabError: a file that is something else.
     """
-    found = {}
+    found: dict[tuple[str, str, str], Spent] = {}
     for path in paths:
         for file in sorted(path.rglob(f"*{ENDING}")) if path.is_dir() else ():
             one = read_one(file)
-            found[one.recipe, one.row] = one
-    return found
+            found[one.recipe, one.row, one.study] = one
+    return list(found.values())
 
 
 def read_one(file: Path) -> Spent:

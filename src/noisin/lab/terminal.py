@@ -136,13 +136,14 @@ def print_table(rows: dict[str, list[Record]]) -> None:
     lines = report.summary(rows)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("method", overflow="fold")  # numbers are never cut
-    for name in ("train", "valid", "test", "difference", "epochs", "s"):
+    for name in ("train", "valid", "test", "difference", "seeds", "epochs", "s"):
         table.add_column(name, justify="right", no_wrap=True)
     for line in lines:
         table.add_row(
             escape(line.label),
             *(str(line.scores[split] or "-") for split in ("train", "valid", "test")),
             str(line.difference or "-"),
+            str(line.seeds),
             f"{line.epochs.mean:.0f}{'*' if line.limited else ''}" if line.epochs else "-",
             f"{line.seconds.mean:.0f}" if line.seconds else "-",
         )
@@ -169,9 +170,9 @@ def tell_intervals(
 
     Without ``samples`` as many draws are averaged as the largest test average of the runs takes.
     """
-    config = runs[0].record.config
-    if not samples and config.noise != "none":
-        samples = (max(config.test_samples),)
+    configs = [run.record.config for run in runs]
+    if not samples and all(config.noise != "none" for config in configs):
+        samples = (max(configs[0].test_samples),)
     found = evaluate.intervals(runs, split, samples, levels, seed)
     if as_json:
         told = {
