@@ -118,6 +118,15 @@ def test_another_search_is_refused(made, earlier):
             take_up(other, one)
 
 
+def test_a_search_that_has_trials_keeps_them(made, earlier):
+    """Also from the file of another search, which is refused all the same."""
+    trials, one = earlier
+    shorter = one.model_copy(update={"trials": one.trials[:1]})
+    assert len(take_up(made(), shorter).trials()) == len(trials)
+    with pytest.raises(LabError, match="of the same search"):
+        take_up(made(), one.model_copy(update={"study": "another"}))
+
+
 def test_settings_outside_the_space_are_refused_and_nothing_is_kept(made, earlier, tmp_path):
     _, one = earlier
     wide = one.trials[1].model_copy(update={"settings": one.trials[1].settings | {"std": 9.0}})

@@ -82,7 +82,7 @@ def write_spent(sweep: Sweep, trials: Sequence[FrozenTrial]) -> Path:
 
 
 def take_up(sweep: Sweep, study: Study, spent: Spent) -> None:
-    """Put the trials of an earlier search into a study that has none.
+    """Put the trials of an earlier search into a study, unless it has trials already.
 
     Each keeps its number, on which the settings of later ones rest.
 
@@ -99,6 +99,8 @@ def take_up(sweep: Sweep, study: Study, spent: Spent) -> None:
             f"trials to take up must be of the same search, {sweep.study}; got those of "
             f"{spent.study}: another space, other settings, corpus, sampler or seed"
         )
+    if study.get_trials(deepcopy=False):
+        return
     space = distributions(sweep.search)
     known = {trial.number: trial for trial in spent.trials}
     try:

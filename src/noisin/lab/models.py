@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from noisin import at, init
+from noisin.inference import fold, unfold
 from noisin.lab.config import Config
+from noisin.lab.task import at_least_float32
 from noisin.layers import GRU, LSTM, RNN
 from noisin.noise import Noise, Term, joined, terms_of
+from noisin.propagation import Moments, each
 from noisin.text import parse
 
 
@@ -43,6 +48,28 @@ def share(noise: str) -> Shares:
         else:
             (rows if site == "row" else inside).append(term)
     return Shares(joined(rows), joined(inside), joined(head), shared)
+
+
+def in_draws(
+    model: Callable[[Tensor], Tensor | Moments], inputs: Tensor, samples: int, apart: bool
+) -> Any:
+    """Return what a model gives for K draws of the noise, [K, T, B, F], in float32 at least.
+
+    Args:
+        model: gives [T, B, F].
+        inputs: [T, B, I].
+        samples: K.
+        apart: whether one draw serves a whole batch: K calls, in the place of one of K batches.
+    """
+    if apart:
+        drawn = each(_stacked, *(model(inputs) for _ in range(samples)))
+    else:
+        drawn = each(lambda one: unfold(one, samples), model(fold(inputs, samples)))
+    return each(at_least_float32, drawn)
+
+
+def _stacked(*parts: Tensor) -> Tensor:
+    return torch.stack(parts)
 
 
 def recurrent(config: Config, input_size: int, noise: Term | str | None) -> LSTM | GRU | RNN:

@@ -15,21 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from noisin.inference import fold, sampling, unfold
+from noisin.inference import sampling
 from noisin.lab.config import MusicConfig, propagates
-from noisin.lab.models import recurrent, share
+from noisin.lab.models import in_draws, recurrent, share
 from noisin.lab.rolls import KEYS, Corpus, Roll
 from noisin.lab.task import (
     Apart,
     Scores,
     Stopped,
-    at_least_float32,
     nested,
     never,
 )
 from noisin.likelihood import BernoulliHead
 from noisin.propagated import Propagation
-from noisin.propagation import Moments, each, exact
+from noisin.propagation import Moments, exact
 from noisin.shapes import Bool, Float
 
 AT_ONCE = 2**15  # steps of all sequences in one pass of evaluation, to bound its memory
@@ -110,12 +109,7 @@ class MusicModel(nn.Module):
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Float[Tensor, "K T B"]:
         """Return log p(x_t | z_t^k), summed over the keys, for K draws of the noise."""
-        if self.draws_apart:
-            logits = each(_stacked, *(self(batch.inputs) for _ in range(samples)))
-        else:
-            folded = self(fold(batch.inputs, samples))
-            logits = each(lambda one: unfold(one, samples), folded)
-        logits = each(at_least_float32, logits)
+        logits = in_draws(self, batch.inputs, samples, self.draws_apart)
         return self.head.log_likelihood(logits, batch.targets.expand_as(exact(logits).mean))
 
     @torch.no_grad()
@@ -142,10 +136,6 @@ class MusicModel(nn.Module):
             keys = self.head.sample(logits, generator)
             piece.append(keys[0, 0])
         return torch.stack(piece)
-
-
-def _stacked(*parts: Tensor) -> Tensor:
-    return torch.stack(parts)
 
 
 def padded_in_front(batch: Batch, length: int) -> Batch:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from noisin.inference import fold, sampling, unfold
 from noisin.lab.config import SeriesConfig, propagates
 from noisin.lab.forecasts import Gaussians, Mixture, Poissons
-from noisin.lab.models import recurrent, share
+from noisin.lab.models import in_draws, recurrent, share
 from noisin.lab.observations import Observations
-from noisin.lab.task import Apart, Scores, Stopped, at_least_float32, nested, never
+from noisin.lab.task import Apart, Scores, Stopped, nested, never
 from noisin.likelihood import GaussianHead, PoissonHead
 from noisin.propagation import Moments, each, exact
 from noisin.shapes import Bool, Float
@@ -116,13 +116,7 @@ class SeriesModel(nn.Module):
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Float[Tensor, "K T B"]:
         """Return log p(x_{t+h} | x_1 … x_t), standardized, for K draws of the noise."""
-        if self.draws_apart:
-            drawn = [self(batch.inputs)[0] for _ in range(samples)]
-            parameters = each(lambda *parts: torch.stack(parts), *drawn)
-        else:
-            folded = self(fold(batch.inputs, samples))[0]
-            parameters = each(lambda one: unfold(one, samples), folded)
-        parameters = each(at_least_float32, parameters)
+        parameters = in_draws(lambda x: self(x)[0], batch.inputs, samples, self.draws_apart)
         return self.head.log_likelihood(parameters, batch.targets.expand_as(exact(parameters).mean))
 
     def laws(self, parameters: Tensor | Moments) -> Mixture:

@@ -21,6 +21,7 @@ from noisin.lab.terminal import (
     outline,
     refusing,
     say,
+    tell_skipped,
 )
 
 
@@ -75,6 +76,7 @@ def sweep(
     row = chosen.rows[chosen.search.row]
     outline(chosen, chosen.search.row, row)
     corpus = tasks.load(row.config, data_dir, say)
+    tell_skipped(corpus)
     digest = corpus.digest()
     folder = out / sweeps.study_name(chosen, digest, sampler, seed, decides)
     make_folder(folder)
@@ -84,7 +86,7 @@ def sweep(
     )
     trial_store.check(found.storage)
     view = sweeps.Worker(found, corpus)
-    if known is not None and not view.trials():
+    if known is not None:
         best.take_up(found, view.study, spent.read_one(known))
     say(f"{found.study}: {workers.left(found, view.trials())} of {trials} trials to do")
     if workers.left(found, view.trials()):
