@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from noisin.dense import Embedding, Linear
 from noisin.layers import GRU, LSTM, RNN, NoisyRNNBase
 from noisin.likelihood import GaussianHead, Head
-from noisin.noise import Term, terms_of
+from noisin.noise import Noise, Term, terms_of
 from noisin.noisy import Noisy
 from noisin.recurrence import Recurrence
 from noisin.strength import scaled
@@ -64,13 +64,15 @@ def regularize(
             ``LSTM``, ``Linear`` and ``Embedding`` layers of such a name. Without it, all recurrent
             layers.
         time_dim: dimension of time in the input of ``Linear`` and ``Embedding`` layers; without
-            it a layer of ours keeps its own, and others take 0.
+            it a layer of ours keeps its own, and others take 0. It must be given where some layer
+            of the model is ``batch_first`` and a term depends on where time is.
 
     Returns:
         The model itself.
 
     Raises:
-        ValueError: no layer is chosen, or a term cannot act in one; then nothing is changed.
+        ValueError: no layer is chosen, a term cannot act in one, or it is not told where time is;
+            then nothing is changed.
 
     Note:
         A subclass of torch's layers keeps its class as a base. If its own ``forward`` never calls
@@ -91,6 +93,8 @@ def regularize(
             scaled(terms, getattr(module, "strength", 1.0))
         except ValueError as error:
             raise ValueError(f"{name or 'the model'}: {error}") from None
+    if time_dim is None:
+        _check_time(model, chosen, terms)
     layer: Any
     for layer in chosen.values():
         new = not isinstance(layer, Noisy)
@@ -99,6 +103,29 @@ def regularize(
             layer.time_dim = time_dim or 0
         layer.noise = terms
     return model
+
+
+def _check_time(model: nn.Module, chosen: Mapping[str, nn.Module], terms: Term | None) -> None:
+    """Refuse to guess where time is in the input of a layer that sees all steps at once."""
+    first = [n for n, one in model.named_modules() if getattr(one, "batch_first", False) is True]
+    dense = [
+        name
+        for name, one in chosen.items()
+        if isinstance(one, nn.Linear | nn.Embedding) and not isinstance(one, Noisy)
+    ]
+    of_time = [term for term in terms_of(terms) if _depends_on_time(term)]
+    if first and dense and of_time:
+        raise ValueError(
+            f"{dense[0]}: time_dim must say where time is in its input, for {of_time[0]} depends on "
+            f"it and {first[0] or 'the model'} is batch_first (1: [B, T, F]); got none"
+        )
+
+
+def _depends_on_time(term: Term) -> bool:
+    """Return whether the noise of a ``Linear`` or ``Embedding`` depends on where time is."""
+    if not isinstance(term, Noise) or term.estimate == "moments":
+        return False
+    return term.hold != ("sequence" if term.site.name in ("weight", "row") else "step")
 
 
 def strip(model: nn.Module, *, inplace: bool = False) -> Any:

@@ -27,25 +27,33 @@ class Regularize(Callback):
     Args:
         noise: the terms, or their text.
         where: names of modules, or patterns; without it, all recurrent layers.
+        time_dim: dimension of time in the input of ``Linear`` and ``Embedding`` layers.
 
     Raises:
-        ValueError: a text that is no noise; in ``fit``: no layer is chosen, or a term cannot act.
+        ValueError: a text that is no noise; in ``fit``: what ``noisin.regularize`` refuses.
 
     Examples:
         >>> callback = Regularize("hidden * Gaussian(1.0)")
         >>> # darts.models.RNNModel(…, pl_trainer_kwargs={"callbacks": [callback]})
     """
 
-    def __init__(self, noise: Term | str, where: str | Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        noise: Term | str,
+        where: str | Sequence[str] | None = None,
+        *,
+        time_dim: int | None = None,
+    ) -> None:
         super().__init__()
         self.noise = parse(noise) if isinstance(noise, str) else noise
         self.where = where
+        self.time_dim = time_dim
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Change the layers."""
         layers = layers_of(pl_module, self.where).values()
         if not all(isinstance(layer, Noisy) and layer.noise == self.noise for layer in layers):
-            regularize(pl_module, self.noise, self.where)
+            regularize(pl_module, self.noise, self.where, time_dim=self.time_dim)
 
 
 class NoiseMonitor(Callback):
