@@ -85,6 +85,14 @@ def test_layers_with_projected_states_are_left_out(projected, squared):
     assert [len(gates) for gates in radii] == [3, 4]
 
 
+def test_radii_of_torchs_layers_are_those_of_ours():
+    layer = noisin.GRU(4, 8, num_layers=2)
+    plain = noisin.strip(layer)
+    assert diagnostics.recurrent_radii(plain) == diagnostics.recurrent_radii(layer)
+    with pytest.raises(TypeError, match="GRU"):  # here jaxtyping's words come first
+        diagnostics.spectral_radius(plain)
+
+
 def test_gradient_norms_of_a_linear_network_are_powers():
     """With a rectifier that never bends and W = r·I the gradient at lag k is rᵏ times the last."""
     layer = noisin.RNN(2, 3, nonlinearity="relu", bias=False, dtype=torch.float64)

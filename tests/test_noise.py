@@ -115,6 +115,14 @@ def test_and_or_not_would_drop_a_term(term):
             use(term)
 
 
+@pytest.mark.parametrize("other", [B, Gaussian(1), 1], ids=str)
+def test_terms_are_not_added(other):
+    with pytest.raises(
+        TypeError, match=r"combined by &, each with its site, .*; got hidden .* \+ "
+    ):
+        A + other
+
+
 @pytest.mark.parametrize("wrong", [*NUMBERS, None, "Gaussian(1)", at.hidden, A, sequence, Gaussian])
 def test_a_site_takes_a_law_only(wrong):
     for use in (lambda: at.hidden * wrong, lambda: at.hidden + wrong):

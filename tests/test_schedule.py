@@ -222,8 +222,11 @@ def test_a_schedule_goes_on():
 
 
 def test_a_schedule_refuses():
-    with pytest.raises(ValueError, match=r"must have a layer with noise, got LSTM"):
+    with pytest.raises(ValueError, match=r"must have a layer with noise .* not learned, got LSTM"):
         StrengthSchedule(LSTM(4, 6), linear(0.0, 1.0, 10))
+    learned = LSTM(4, 6, noise="hidden * Gaussian(Learned(0.5))")
+    with pytest.raises(ValueError, match="whose standard deviation is not learned, got LSTM"):
+        StrengthSchedule(learned, linear(0.0, 1.0, 10))
     with pytest.raises(ValueError, match=r"linear: steps must be > 0, got 0"):
         linear(0.0, 1.0, 0)
     for start, end in ((-1.0, 1.0), (0.0, float("inf"))):

@@ -299,5 +299,5 @@ def test_torchrun_is_taken_at_its_word(monkeypatch):
 def test_missing_accelerator_is_refused():
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    with pytest.raises(LabError, match="cannot run together"):
+    with pytest.raises(LabError, match="1 × 1 processes on cuda cannot be had here"):
         FabricRanks(Layout(accelerator="cuda"))

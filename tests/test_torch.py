@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 from cases import ROWS, kinds_of, make, seeded, zeros
@@ -30,6 +31,7 @@ NOISES = [
 
 def dtypes(result):
     output, state = result
+    output = output.data if isinstance(output, PackedSequence) else output
     return [output.dtype, *(s.dtype for s in (state if isinstance(state, tuple) else (state,)))]
 
 
@@ -42,16 +44,19 @@ def autocast():
     return torch.autocast("cpu", dtype=torch.bfloat16)
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("noise", NOISES)
-def test_autocast_gives_the_dtypes_of_torch(noise, kind, given):
+def test_autocast_gives_the_dtypes_of_torch(noise, kind, given, packed):
     """And gradients, in the dtype of the parameters."""
     ours, theirs = make(kind, F, H, noise=noise), make(kind, F, H, package=nn)
     x, hx = seeded(T, B, F), state_of(kind) if given else None
+    x = pack_padded_sequence(x, [T, *[T - 1] * (B - 1)]) if packed else x
     with autocast():
         output, state = ours(x, hx)
         assert dtypes((output, state)) == dtypes(theirs(x, hx))
+    output = output.data if packed else output
     output.float().square().sum().backward()
     grads = {name: p.grad for name, p in ours.named_parameters()}
     assert len(grads) >= 4

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from noisin import at, functional
 from noisin.laws import Gaussian
-from noisin.layers import NoisyRNNBase
 from noisin.noisy import Noisy
 from noisin.reference import State
 from noisin.shapes import Float
@@ -33,6 +32,7 @@ def spectral_radius(
         One radius a gate, in float64.
 
     Raises:
+        TypeError: something else than a tensor, as the layer itself.
         ValueError: the weights are no stack of square blocks. (Those of a layer with ``proj_size``
             never are, even where their rows could be cut so.)
 
@@ -40,6 +40,11 @@ def spectral_radius(
         >>> spectral_radius(torch.tensor([[3.0, 7.0], [0.0, 2.0]])).tolist()
         [3.0]
     """
+    if not isinstance(weight_hh, Tensor):
+        raise TypeError(
+            "spectral_radius: weight_hh must be a matrix, such as layer.weight_hh_l0; "
+            f"got {type(weight_hh).__name__}"
+        )
     rows, columns = weight_hh.shape
     if rows % columns:
         raise ValueError(
@@ -55,8 +60,8 @@ def recurrent_radii(model: nn.Module, *, squared: bool = False) -> list[list[flo
     """Return the spectral radius of each recurrent layer of a model, a number a gate.
 
     Args:
-        model: any module; its layers of ours are looked at, in the forward direction. Those with
-            ``proj_size`` have no square weights, and are left out.
+        model: any module; its recurrent layers, torch's and ours, are looked at, in the forward
+            direction. Those with ``proj_size`` have no square weights, and are left out.
         squared: of W ∘ W.
 
     Examples:
@@ -67,7 +72,7 @@ def recurrent_radii(model: nn.Module, *, squared: bool = False) -> list[list[flo
     return [
         spectral_radius(getattr(module, f"weight_hh_l{layer}"), squared=squared).tolist()
         for module in model.modules()
-        if isinstance(module, NoisyRNNBase) and not module.proj_size
+        if isinstance(module, nn.RNNBase) and not module.proj_size
         for layer in range(module.num_layers)
     ]
 

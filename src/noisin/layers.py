@@ -76,7 +76,7 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
             ``noisin.draws``. torch's ``dropout=`` counts as the last term at ``between``.
             Gradients reach learned spreads through these tensors.
         """
-        x, _ = self._time_major(mean_of(input))
+        x, lengths = self._time_major(mean_of(input))
         source = outside_checkpoints(generator)
         return self._each(
             lambda layer: draws.draw(
@@ -86,7 +86,7 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
                 x.shape[1],
                 spread=layer._spread,
                 generator=source,
-                dtype=self._dtype(x),
+                dtype=self._dtype(x, lengths is not None),
                 device=x.device,
             )
         )
@@ -140,7 +140,7 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         self.check_input(x, None)
         if not len(x):
             raise RuntimeError("a sequence must have at least one step, got none")
-        autocast, x = autocasting(x.device), x.to(self._dtype(x))
+        autocast, x = autocasting(x.device), x.to(self._dtype(x, lengths is not None))
         if draws is None:
             draws = self._own_draws(form, x, kernel)
         unbatched = not isinstance(form, PackedSequence) and form.dim() == 2
@@ -222,10 +222,10 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
             return input.unsqueeze(1), None
         return (input.transpose(0, 1) if self.batch_first else input), None
 
-    def _dtype(self, input: Tensor) -> torch.dtype:
-        # torch's own GRU on the CPU is not among what autocast lowers
-        kept = self.mode == "GRU" and input.device.type == "cpu"
-        return input.dtype if kept else super()._dtype(input)
+    def _dtype(self, input: Tensor, packed: bool = False) -> torch.dtype:
+        # torch's own GRU on the CPU is not among what autocast lowers, nor is a packed LSTM
+        kept = self.mode == "GRU" or (self.mode == "LSTM" and packed)
+        return input.dtype if kept and input.device.type == "cpu" else super()._dtype(input)
 
     def _state(
         self, hx: Tensor | State | None, x: Tensor, unbatched: bool, autocast: bool

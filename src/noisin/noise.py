@@ -91,6 +91,13 @@ class Term:
             )
         return Terms((*terms_of(self), *terms_of(other)))
 
+    def __add__(self, other: object) -> NoReturn:
+        """Refuse: terms are combined by ``&``."""
+        raise TypeError(
+            "terms of noise are combined by &, each with its site, as in at.input * law & "
+            f"at.hidden * law; got {self} + {other}"
+        )
+
     def __matmul__(self, modifier: Modifier) -> Term:
         """Refuse: of all terms only ``Noise`` takes words on how it is drawn."""
         _refuse_word(self)

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from noisin.noise import terms_of
 from noisin.noisy import Noisy
-from noisin.strength import scaled
+from noisin.strength import is_learned, scaled
 
 
 def linear(start: float, end: float, steps: int) -> Callable[[int], float]:
@@ -45,7 +46,7 @@ class StrengthSchedule:
 
     At step k every standard deviation σ that is not learned becomes s(k) · σ: of a
     ``Bernoulli(keep=p)``, where σ² = (1 - p)/p, that is another p; of a ``Zoneout`` its
-    probabilities are multiplied. At s = 0 there is no noise.
+    probabilities are multiplied. At s = 0 all of these are off; torch's ``dropout=`` is not.
 
     Args:
         model: its ``noisin`` layers are set, now and at every ``step()``.
@@ -53,7 +54,8 @@ class StrengthSchedule:
             has learned spreads beside fixed ones.
 
     Raises:
-        ValueError: no layer of the model has noise, or a strength that is not possible.
+        ValueError: no layer of the model has noise that is not learned, or a strength that is not
+            possible.
 
     Note:
         The strength is no part of the model's ``state_dict``: keep the schedule's beside it, as
@@ -75,12 +77,12 @@ class StrengthSchedule:
         self._layers = [
             (name, module)
             for name, module in model.named_modules()
-            if isinstance(module, Noisy) and module.noise is not None
+            if isinstance(module, Noisy) and not all(map(is_learned, terms_of(module.noise)))
         ]
         if not self._layers:
             raise ValueError(
-                "StrengthSchedule: the model must have a layer with noise, "
-                f"got {type(model).__name__}"
+                "StrengthSchedule: the model must have a layer with noise whose standard deviation "
+                f"is not learned, got {type(model).__name__}"
             )
         self._strength = strength
         self._set(0)

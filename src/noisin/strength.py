@@ -35,7 +35,7 @@ def scaled(noise: Term | None, strength: float) -> Term | None:
         return noise
     terms = terms_of(noise)
     if strength == 0:
-        learned = [term for term in terms if _is_learned(term)]
+        learned = [term for term in terms if is_learned(term)]
         if learned and len(learned) < len(terms):
             raise ValueError(f"strength must be > 0 beside a learned spread, got 0 for {noise}")
         return joined(learned)
@@ -50,7 +50,8 @@ def _is_strength(value: object) -> bool:
     return False
 
 
-def _is_learned(term: Term) -> bool:
+def is_learned(term: Term) -> bool:
+    """Return whether the spread of a term is trained, which no strength changes."""
     return isinstance(term, Noise) and isinstance(term.law.std, Learned)
 
 

@@ -116,8 +116,8 @@ def _check_time(model: nn.Module, chosen: Mapping[str, nn.Module], terms: Term |
     of_time = [term for term in terms_of(terms) if _depends_on_time(term)]
     if first and dense and of_time:
         raise ValueError(
-            f"{dense[0]}: time_dim must say where time is in its input, for {of_time[0]} depends on "
-            f"it and {first[0] or 'the model'} is batch_first (1: [B, T, F]); got none"
+            f"{dense[0]}: time_dim must say where time is in its input, for {of_time[0]} depends "
+            f"on it and {first[0] or 'the model'} is batch_first (1: [B, T, F]); got none"
         )
 
 

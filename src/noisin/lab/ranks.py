@@ -266,7 +266,8 @@ class FabricRanks(Ranks):
             )
             self.fabric.launch()
         except (ValueError, RuntimeError) as error:
-            raise LabError(f"these processes cannot run together; {error}") from None
+            which = f"{layout.devices} × {layout.nodes} processes on {layout.accelerator}"
+            raise LabError(f"{which} cannot be had here; {error}") from None
         torch.set_num_threads(threads)
         self.rank, self.size = self.fabric.global_rank, self.fabric.world_size
         # what is agreed upon goes through the CPU, whatever averages gradients
