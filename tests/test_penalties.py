@@ -1,10 +1,12 @@
 """Penalties against sums by hand, one number at a time."""
 
+import math
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Normal, kl_divergence
 
 import noisin
 from cases import make, seeded
@@ -241,6 +243,58 @@ def mean(numbers):
     """Return the mean in float64, and rounded to float32."""
     ref64 = torch.tensor(sum(numbers) / len(numbers), dtype=torch.float64)
     return ref64.float(), ref64
+
+
+COMPLEXITY = {
+    "layer": "weight_hh + Gaussian(Learned(0.3)) @ sequence",
+    "unit": 'weight_ih + Gaussian(Learned(0.3, per="unit"))',
+    "weight": 'weight_hh[1] + Gaussian(Learned(0.3, per="weight")) & hidden * Gaussian(Learned(1))',
+    "fixed beside": "weight_hh + Gaussian(Learned(0.3)) & weight_hh + Gaussian(0.4)",
+}
+
+
+@pytest.mark.parametrize("noise", COMPLEXITY.values(), ids=COMPLEXITY)
+def test_complexity_is_the_divergence_from_the_prior(noise):
+    model = noisin.LSTM(3, 4, num_layers=2, noise=noise, dtype=torch.float64)
+    expected = 0.0
+    for name, weight in model.named_parameters():
+        rho = getattr(model, f"rho_{name}", None)
+        if "rho" in name or rho is None:
+            continue
+        variance = torch.nn.functional.softplus(rho) ** 2 + (0.4**2 if "0.4" in noise else 0)
+        own = Normal(weight, variance.sqrt().expand_as(weight))
+        expected += kl_divergence(own, Normal(0.0, torch.full_like(weight, 0.2))).sum()
+    found = penalties.complexity(model, 0.2)
+    assert_close_to_float64(found, expected, expected)
+    found.backward()
+    assert all(p.grad is not None for n, p in model.named_parameters() if "rho_weight" in n)
+
+
+def test_complexity_draws_weights_and_spreads_to_the_prior():
+    model = noisin.RNN(2, 3, noise='weight_hh + Gaussian(Learned(0.9, per="weight"))')
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    for _ in range(400):
+        optimizer.zero_grad()
+        penalties.complexity(model, 0.2).backward()
+        optimizer.step()
+    assert model.weight_hh_l0.abs().max() < 1e-3
+    assert model.spreads()["rho_weight_hh_l0"] == pytest.approx(0.2, rel=1e-3)
+    assert penalties.complexity(model, 0.2).item() == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("std", [0, -1.0, math.inf, math.nan, True, "0.1", None])
+def test_complexity_refuses_what_is_no_spread(std):
+    model = noisin.RNN(2, 3, noise="weight_hh + Gaussian(Learned(0.9))")
+    with pytest.raises(ValueError, match="std must be a finite number > 0, got"):
+        penalties.complexity(model, std)
+
+
+@pytest.mark.parametrize(
+    "noise", [None, "weight_hh + Gaussian(0.1)", "hidden * Gaussian(Learned(1))"]
+)
+def test_complexity_needs_a_learned_spread_on_a_matrix(noise):
+    with pytest.raises(ValueError, match="learned spread, as in .*; got none in RNN"):
+        penalties.complexity(noisin.RNN(2, 3, noise=noise), 0.1)
 
 
 @pytest.mark.parametrize("size", [(T, B, H), (T, H), (B,)])

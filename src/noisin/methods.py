@@ -208,6 +208,9 @@ def recurrent_dropout(*, keep: float, hold: str = "step") -> Noise:
 def adaptive_weight_noise(init: float, *, floor: float = 0.0) -> Term:
     """Gaussian noise on all weights of the recurrence, a learned spread a weight.
 
+    It belongs with the cost ``noisin.penalties.complexity`` in the loss: without it, or a floor,
+    the spreads shrink to nothing.
+
     Args:
         init: standard deviation at the start.
         floor: lower bound of the standard deviation.

@@ -169,6 +169,11 @@ class Noisy(nn.Module):
             if isinstance(term, Noise) and isinstance(term.law.std, Learned)
         }
 
+    def std_of(self, place: str, index: int, term: Noise) -> Tensor | float:
+        """Return the current standard deviation of a term, learned or not."""
+        std = term.law.std
+        return self._spread(place, index) if isinstance(std, Learned) else std
+
     def _std(self, place: str, index: int, term: Noise) -> Tensor | None:
         """Return the current value of a term's learned spread, None of a fixed one."""
         return self._spread(place, index) if isinstance(term.law.std, Learned) else None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
+from noisin.laws import Gaussian
+from noisin.noise import Noise
+from noisin.noisy import Noisy
 from noisin.shapes import Float
+from noisin.strength import is_learned
 
 
 def l1(
@@ -55,6 +59,66 @@ def l2(
         Ognawala, Bayer: Regularizing recurrent networks, section 7 (RNN-NBR).
     """
     return _penalty(model, torch.square, input=input, recurrent=recurrent, output=output)
+
+
+def complexity(model: nn.Module, std: float) -> Float[Tensor, ""]:
+    """Return Σ KL(N(w, σ²) ‖ N(0, s²)), the complexity cost of adaptive weight noise.
+
+    Under ``weight_hh + Gaussian(Learned(…))`` a weight is a draw from N(w, σ²), and its term is
+    log(s/σ) + (w² + σ²) / (2 s²) - 1/2. With the negative log-likelihood of the whole training set
+    the sum is the variational free energy: beside a mean loss a step, divide it by the number of
+    steps in that set. Without it nothing holds a learned spread up.
+
+    Args:
+        model: any module; the matrices count on which some layer has added Gaussian noise of a
+            learned spread, at ``weight_ih``, ``weight_hh`` or ``weight``.
+        std: s of the prior, a finite number > 0.
+
+    Raises:
+        ValueError: ``std`` out of range, or no such matrix.
+
+    Examples:
+        >>> from noisin import RNN
+        >>> layer = RNN(4, 8, noise='weight_hh + Gaussian(Learned(0.1, per="weight")) @ sequence')
+        >>> loss = layer(torch.randn(5, 3, 4))[0].square().mean() + complexity(layer, 0.1) / 1e5
+
+    References:
+        Graves (2011): Practical variational inference for neural networks, section 4.
+    """
+    if not isinstance(std, Real) or isinstance(std, bool) or not 0 < std < float("inf"):
+        raise ValueError(f"complexity: std must be a finite number > 0, got {std!r}")
+    costs = []
+    for weight, variance in _weight_noise(model):
+        ratio = variance / std**2
+        costs.append(0.5 * (weight.square() / std**2 + ratio - ratio.log() - 1).sum())
+    if not costs:
+        raise ValueError(
+            "complexity: some weights must have added Gaussian noise of a learned spread, as in "
+            f"weight_hh + Gaussian(Learned(0.1)); got none in {type(model).__name__}"
+        )
+    return torch.stack(costs).sum()
+
+
+def _weight_noise(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield matrices with learned added Gaussian noise, and its variance for each weight."""
+    for layer in model.modules():
+        if not isinstance(layer, Noisy):
+            continue
+        for place, terms in layer.resolve(layer.acting()).items():
+            added = [
+                (index, term)
+                for index, term in enumerate(terms)
+                if isinstance(term, Noise) and term.operator == "+" and type(term.law) is Gaussian
+            ]
+            if place.startswith("weight") and any(is_learned(term) for _, term in added):
+                weight = getattr(layer, place)
+                spreads = [layer.std_of(place, index, term) for index, term in added]
+                yield (
+                    weight,
+                    sum(
+                        (torch.as_tensor(one).square() for one in spreads), torch.zeros_like(weight)
+                    ),
+                )
 
 
 def activation(output: Float[Tensor, "..."]) -> Float[Tensor, ""]:
