@@ -293,7 +293,7 @@ def test_complexity_refuses_what_is_no_spread(std):
     "noise", [None, "weight_hh + Gaussian(0.1)", "hidden * Gaussian(Learned(1))"]
 )
 def test_complexity_needs_a_learned_spread_on_a_matrix(noise):
-    with pytest.raises(ValueError, match="learned spread, as in .*; got none in RNN"):
+    with pytest.raises(ValueError, match=r"learned spread, as in .*; got none in RNN"):
         penalties.complexity(noisin.RNN(2, 3, noise=noise), 0.1)
 
 

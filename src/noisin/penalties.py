@@ -115,9 +115,7 @@ def _weight_noise(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
                 spreads = [layer.std_of(place, index, term) for index, term in added]
                 yield (
                     weight,
-                    sum(
-                        (torch.as_tensor(one).square() for one in spreads), torch.zeros_like(weight)
-                    ),
+                    sum((one * one for one in spreads), torch.zeros_like(weight)),
                 )
 
 
