@@ -112,11 +112,11 @@ def _weight_noise(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
             ]
             if place.startswith("weight") and any(is_learned(term) for _, term in added):
                 weight = getattr(layer, place)
-                spreads = [layer.std_of(place, index, term) for index, term in added]
-                yield (
-                    weight,
-                    sum((one * one for one in spreads), torch.zeros_like(weight)),
-                )
+                variance = torch.zeros_like(weight)
+                for index, term in added:
+                    std = layer.std_of(place, index, term)
+                    variance = variance + std * std
+                yield weight, variance
 
 
 def activation(output: Float[Tensor, "..."]) -> Float[Tensor, ""]:
