@@ -236,8 +236,9 @@ def test_baselines_are_laws_around_the_last_value_and_the_mean(tmp_path):
     counts = table(tmp_path / "counts.csv", {"n": rng.poisson(4, 90)})
     found = baselines.of_series(task(counts, head="poisson").corpus)
     assert [one.label for one in found] == ["the last value, 2 steps before", "the mean"]
-    upwards = baselines.of_series(task(table(tmp_path / "up.csv", {"x": range(50)})).corpus)
-    assert [one.label for one in upwards] == ["the mean"]  # the other one has no spread
+    rising, told = task(table(tmp_path / "up.csv", {"x": range(50)})).corpus, []
+    assert [one.label for one in baselines.of_series(rising, told.append)] == ["the mean"]
+    assert told == ["no baseline by the last value: its spread or rate is 0 in some column"]
 
 
 # noise, draws and models

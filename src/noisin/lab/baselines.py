@@ -96,8 +96,8 @@ METHODS: Mapping[str, Callable[[Corpus], dict[str, float]]] = {
 }
 
 
-def of_series(corpus: Observations) -> list[Baseline]:
-    """Return the baselines of series; none of a spread that is 0 or of a rate that is."""
+def of_series(corpus: Observations, say: Callable[[str], None] = lambda _: None) -> list[Baseline]:
+    """Return the baselines of series; those of a spread or a rate of 0 are told and left out."""
     ahead, digest, laws = corpus.horizon, corpus.digest(), {}
     now, before = _forecast(corpus, "train")
     for label, known in (("the last value", True), ("the mean", False)):
@@ -113,6 +113,8 @@ def of_series(corpus: Observations) -> list[Baseline]:
             label = f"{label}, {ahead} steps before" if ahead > 1 and "last" in label else label
             one = Baseline(data=corpus.name, corpus=digest, label=label, scores=scores)
             found.append(one)
+        else:
+            say(f"no baseline by {label}: its spread or rate is 0 in some column")
     return found
 
 
@@ -180,14 +182,14 @@ def settings(name: str, changes: Sequence[str] = ()) -> MusicConfig | SeriesConf
     return MusicConfig(data=name)
 
 
-def of(corpus: AnyCorpus) -> list[Baseline]:
+def of(corpus: AnyCorpus, say: Callable[[str], None] = lambda _: None) -> list[Baseline]:
     """Return the baselines of a corpus of music or of series.
 
     Raises:
         LabError: series of which no baseline has a spread.
     """
     if isinstance(corpus, Observations):
-        found = of_series(corpus)
+        found = of_series(corpus, say)
         if not found:
             raise LabError(f"{corpus.name}: training must leave a baseline a spread; got none")
         return found

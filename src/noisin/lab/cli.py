@@ -348,7 +348,7 @@ def data_baselines(
     for config in [baselines.settings(name, changes) for name in names]:
         corpus = tasks.load(config, data_dir, say)
         tell_skipped(corpus)
-        found += baselines.of(corpus)
+        found += baselines.of(corpus, say)
     for one in found:
         scores = ", ".join(f"{split} {score:.3f}" for split, score in one.scores.items())
         say(f"{one.data}, {one.label}: {scores}")

@@ -24,8 +24,9 @@ than the papers' networks have. Mean ± standard deviation over seeds.
 with `--precision bf16-mixed` where the settings say so.
 
 Settings were chosen on the validation split alone: the trials of a search are not scored on the
-test split at all, and a run scores it once, at its end. *Trials* are those spent on the row, in the
-space of its recipe, the failed and the pruned ones included; a row without has none on file.
+test split at all, and a run scores it once, at its end. *Trials* are
+those of the search for a row's settings, failed and pruned ones included; where there is no number,
+none are on file. What was tried before, in another space, is said in the recipe.
 *Reproduced* are means within 2 % of the number that is published for the method; the best number
 of another model is there to be beaten.
 """

@@ -172,7 +172,7 @@ def _corpora(chosen: Recipe, data_dir: Path | None) -> dict[CorpusKey, Corpus]:
 def _baselines(corpora: Iterable[Corpus], folder: Path) -> dict[str, list[Baseline]]:
     """Score series without a network, and leave the scores beside the runs."""
     series = [one for one in corpora if isinstance(one, Observations)]
-    found = {one.digest(): baselines.of_series(one) for one in series}
+    found = {one.digest(): baselines.of_series(one, say) for one in series}
     if any(found.values()):
         every = itertools.chain(*found.values())
         baselines.write(every, folder / f"series{baselines.ENDING}")
