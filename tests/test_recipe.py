@@ -76,6 +76,7 @@ BAD = [
     ("sedes = [4, 2]", "seeds = [4, 2]", "unknown key 'sedes'; did you mean seeds?"),
     ("hidden_size = 0", "hidden_size = 7", "hidden_size: .*greater than or equal to 1, got 0"),
     ("hidden_size = 'x'", "hidden_size = 7", "hidden_size: .*valid integer.*got 'x'"),
+    ("optimizer = 'nt-asgd'\ntrigger = 25", "lr = 0.5", "below patience = 20, which .*; got 25"),
     ("lr = -1", "lr = 0.5", "lr: .*greater than 0, got -1"),
     ("lr = nan", "lr = 0.5", "lr: .*finite.*got nan"),
     ("cell = 'lstn'", "lr = 0.5", "cell: .*'lstm'.*got 'lstn'"),

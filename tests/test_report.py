@@ -72,6 +72,7 @@ def test_what_is_no_record_is_refused(tmp_path, damage):
 
 
 def test_no_records_are_refused(tmp_path):
+    (tmp_path / "empty.jsonl").touch()
     with pytest.raises(LabError, match="needs records"):
         records.read([tmp_path])
     with pytest.raises(LabError, match="must be a file of records"):
@@ -205,6 +206,20 @@ def test_where_the_data_lies_makes_no_other_row(done):
     lines = {line.name: line for line in report.summary(rows)}
     assert [line.seeds for line in lines.values()] == [3, 3]
     assert lines["noisy"].difference is not None
+
+
+def test_runs_on_other_data_are_other_rows(done):
+    found = [one for one in records.read([done]) if one.row == "plain"]
+    data = {"config": found[0].config.model_copy(update={"data": "/home/me/own"})}
+    other = [one.model_copy(update={**data, "corpus": "ab" * 32}) for one in found]
+    same = [one.model_copy(update=data) for one in found]
+    rows = report.by_row([*same, *other])
+    mine = f"plain (sha256 {found[0].corpus[:8]})"
+    assert {name: len(runs) for name, runs in rows.items()} == {
+        mine: 3,
+        "plain (sha256 abababab)": 3,
+    }
+    assert not any("/home" in name for name in report.by_row([*found, *same]))
 
 
 def test_corpora_are_tables_of_their_own(done):

@@ -213,13 +213,21 @@ def test_the_dimension_of_time_is_kept_or_given():
     assert regularize(nn.Linear(4, 3), "weight * Gaussian(1)", where="").time_dim == 0
 
 
-@pytest.mark.parametrize("noise", ["input * Gaussian(1) @ sequence", "weight + Gaussian(1)"])
-def test_where_time_is_must_be_told_in_a_model_with_the_batch_first(noise):
+@pytest.mark.parametrize(
+    ("noise", "free"),
+    [
+        ("input * Gaussian(1) @ sequence", "input * Gaussian(1)"),
+        ("weight + Gaussian(1)", "weight * Gaussian(1) @ sequence"),
+        ("weight + Gaussian(1) @ preactivation @ sequence", "weight + Gaussian(1) @ preactivation"),
+        ("weight + Gaussian(1) @ moments", "input * Gaussian(1) @ moments"),  # while sampling
+    ],
+)
+def test_where_time_is_must_be_told_in_a_model_with_the_batch_first(noise, free):
     model = nn.Sequential(nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 3))
     with pytest.raises(ValueError, match=r"^1: time_dim must say .* and 0 is batch_first"):
         regularize(model, noise, where="1")
     assert type(model[1]) is nn.Linear
-    regularize(model, "input * Gaussian(1) & weight * Gaussian(1) @ sequence", where="1")
+    regularize(model, free, where="1")
     assert regularize(model, noise, where="1", time_dim=1)[1].time_dim == 1
 
 

@@ -124,6 +124,7 @@ BAD = {
     "short": ("x\n1\n2\n3\n", {}, "got 1, 1, 1 of 3"),
     "far": (rows_of(""), {"horizon": 12}, "horizon \\+ 1 = 13 rows.*got 12, 4, 4 of 20"),
     "text alone": ("x,y\na,b\nc,d\n", {}, "must have a column of numbers; got none. 'x': a cell"),
+    "one short": ("x,y\n0,0,0\n", {}, "every row must have 2 cells.*line 2 has 3"),
     "ragged": (rows_of("1,2,3\n"), {}, "every row must have 2 cells.*line 22 has 3"),
     "hole": (rows_of("\n1,2\n"), {}, "line 22 is empty"),
     "open quote": (rows_of('"1,2\n'), {}, "must be CSV; behind line 21"),

@@ -123,9 +123,10 @@ def _check_time(model: nn.Module, chosen: Mapping[str, nn.Module], terms: Term |
 
 def _depends_on_time(term: Term) -> bool:
     """Return whether the noise of a ``Linear`` or ``Embedding`` depends on where time is."""
-    if not isinstance(term, Noise) or term.estimate == "moments":
+    if not isinstance(term, Noise):
         return False
-    return term.hold != ("sequence" if term.site.name in ("weight", "row") else "step")
+    matrix = term.site.name in ("weight", "row") and term.estimate != "preactivation"
+    return term.hold != ("sequence" if matrix else "step")  # a matrix is drawn anew at each step
 
 
 def strip(model: nn.Module, *, inplace: bool = False) -> Any:

@@ -155,4 +155,5 @@ def cores() -> int:
 
 def lines_of(file: Path) -> list[str]:
     """Return the lines of a file, which end at a line feed and at nothing else."""
-    return file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    with file.open(encoding="utf-8", newline="\n") as text:
+        return [line.removesuffix("\n") for line in text]

@@ -28,12 +28,14 @@ class Shares(NamedTuple):
         head: terms at ``weight``, and those at ``output``, which is the ``input`` of the head.
         shared_by_batch: whether one draw serves a whole batch, so that K draws cannot be folded
             into it.
+        propagated: whether the recurrent layers propagate some of theirs.
     """
 
     embedding: Term | None
     recurrent: Term | None
     head: Term | None
     shared_by_batch: bool
+    propagated: bool
 
 
 def share(noise: str) -> Shares:
@@ -47,7 +49,13 @@ def share(noise: str) -> Shares:
             head.append(replace(term, site=at.input) if site == "output" else term)
         else:
             (rows if site == "row" else inside).append(term)
-    return Shares(joined(rows), joined(inside), joined(head), shared)
+    propagated = any(getattr(term, "estimate", "") == "moments" for term in inside)
+    return Shares(joined(rows), joined(inside), joined(head), shared, propagated)
+
+
+def asked(moments: bool) -> dict[str, bool]:
+    """Return what asks a layer for moments, which one of torch's knows nothing of."""
+    return {"return_moments": True} if moments else {}
 
 
 def in_draws(

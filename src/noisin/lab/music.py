@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from noisin.inference import sampling
 from noisin.lab.config import MusicConfig, propagates
-from noisin.lab.models import in_draws, recurrent, share
+from noisin.lab.models import asked, in_draws, recurrent, share
 from noisin.lab.rolls import KEYS, Corpus, Roll
 from noisin.lab.task import (
     Apart,
@@ -93,12 +93,12 @@ class MusicModel(nn.Module):
 
     def forward(self, inputs: Float[Tensor, "T B 88"]) -> Tensor | Moments:
         """Return the logits of the keys at each step, moments where they are propagated so far."""
-        return self._read(self.rnn(inputs, self._state(inputs), return_moments=self.moments)[0])
+        return self._read(self.rnn(inputs, self._state(inputs), **asked(self.moments))[0])
 
     def _read(self, output: Tensor | Moments) -> Tensor | Moments:
         if isinstance(output, Moments) and not self.final_moments:
             output = output.mean
-        return self.head(output, return_moments=self.final_moments)
+        return self.head(output, **asked(self.final_moments))
 
     def _state(self, inputs: Tensor) -> Any:
         """Return the first state of each sequence."""
@@ -127,7 +127,7 @@ class MusicModel(nn.Module):
         keys, piece = torch.zeros(1, 1, KEYS), []
         state = self._state(keys)
         for _ in range(steps):
-            output, state = self.rnn(keys, state, return_moments=self.moments)
+            output, state = self.rnn(keys, state, **asked(self.moments))
             logits = self._read(output)
             if isinstance(logits, Moments):
                 logits = Moments(logits.mean / temperature, logits.variance / temperature**2)

@@ -110,13 +110,16 @@ def by_row(records: Sequence[Record]) -> dict[str, list[Record]]:
     rows: dict[tuple[str, str], list[Record]] = {}
     for record in sorted(records, key=lambda r: r.seed):
         settings = record.config.without_path().model_dump_json() + record.environment.layout
+        settings += record.corpus
         rows.setdefault((record.row, settings), []).append(record)
     variants = {row: [r for (name, _), r in rows.items() if name == row] for row, _ in rows}
     named = {}
     for (row, _), runs in rows.items():
         several = variants[row]
         told = differing([other[0].config.without_path() for other in several])
-        parts = [f"{key}={getattr(runs[0].config, key)}" for key in told]
+        config, corpora = runs[0].config.without_path(), {other[0].corpus for other in several}
+        parts = [f"{key}={getattr(config, key)}" for key in told]
+        parts += [f"sha256 {runs[0].corpus[:8]}"] if len(corpora) > 1 and "data" not in told else []
         extra = ", ".join(filter(None, [*parts, runs[0].environment.layout]))
         named[f"{row} ({extra})" if extra and len(several) > 1 else row] = runs
     return named

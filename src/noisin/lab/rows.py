@@ -60,6 +60,16 @@ class Row(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _averages_before_it_ends(self) -> Row:
+        config = self.config
+        if config.optimizer == "nt-asgd" and config.trigger >= config.patience:
+            raise ValueError(
+                f"trigger of nt-asgd must be below patience = {config.patience}, which ends a run; "
+                f"got {config.trigger}"
+            )
+        return self
+
 
 class Recipe(BaseModel):
     """A table: rows that are compared on the same seeds.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from noisin.inference import fold, sampling, unfold
 from noisin.lab.config import SeriesConfig, propagates
 from noisin.lab.forecasts import Gaussians, Mixture, Poissons
-from noisin.lab.models import in_draws, recurrent, share
+from noisin.lab.models import asked, in_draws, recurrent, share
 from noisin.lab.observations import Observations
 from noisin.lab.task import Apart, Scores, Stopped, nested, never
 from noisin.likelihood import GaussianHead, PoissonHead
@@ -111,8 +111,8 @@ class SeriesModel(nn.Module):
 
     def forward(self, inputs: Float[Tensor, "T B I"], state: Any = None) -> tuple[Any, Any]:
         """Return the parameters of the laws, [T, B, F], and the state; moments where propagated."""
-        output, final = self.rnn(inputs, state, return_moments=self.moments)
-        return self.head(output, return_moments=self.moments), final
+        output, final = self.rnn(inputs, state, **asked(self.moments))
+        return self.head(output, **asked(self.moments)), final
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Float[Tensor, "K T B"]:
         """Return log p(x_{t+h} | x_1 … x_t), standardized, for K draws of the noise."""

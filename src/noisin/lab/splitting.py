@@ -35,12 +35,15 @@ def split_by_name(name: str, rolls: Mapping[str, Roll]) -> dict[str, list[Roll]]
         )
     groups.sort(key=lambda group: hashlib.sha256(min(group).encode()).hexdigest())
     held = max(1, round(0.2 * len(rolls)))
+    large = any(len(group) > MOST * held for group in groups)
     chosen: dict[str, list[set[str]]] = {split: [] for split in SPLITS}
     for index, group in enumerate(groups):
         # the first three groups make sure that no split stays empty
         wanting = (("valid",), ("test",), ())[index] if index < 3 else ("valid", "test")
         sizes = {split: sum(map(len, chosen[split])) for split in wanting}
         fitting = [s for s in wanting if sizes[s] < held and sizes[s] + len(group) <= MOST * held]
+        if large:  # the few that fit are shared out
+            fitting.sort(key=sizes.__getitem__)
         chosen[(*fitting, "train")[0]].append(group)
     for split in ("valid", "test"):
         if not chosen[split]:  # no group was small enough

@@ -129,14 +129,15 @@ def _rows(path: Path) -> Iterator[list[str]]:
 
 
 def _fit(file: TextIO, delimiter: str) -> tuple[bool, int]:
-    """Return whether a delimiter cuts the first two rows into as many cells, and how many."""
+    """Return whether a delimiter cuts the first two rows, into as many cells, and how many."""
     file.seek(0)
     try:
         rows = itertools.islice(csv.reader(file, delimiter=delimiter, strict=True), 2)
         widths = [len(row) for row in rows]
     except csv.Error:
         return False, 0
-    return len(set(widths)) == 1, max(widths, default=0)
+    most = max(widths, default=0)
+    return most > 1 and len(set(widths)) == 1, most
 
 
 def _number(cell: str) -> float | None:

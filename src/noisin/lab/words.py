@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from noisin.dense import Embedding
 from noisin.inference import fold, predictive, sampling, unfold
 from noisin.lab import LabError
-from noisin.lab.config import WordsConfig, propagates
-from noisin.lab.models import recurrent, share
+from noisin.lab.config import WordsConfig
+from noisin.lab.models import asked, recurrent, share
 from noisin.lab.task import (
     Loss,
     Scores,
@@ -90,7 +90,7 @@ class WordModel(nn.Module):
         self.embedding = Embedding(vocabulary, size, noise=noise.embedding)
         self.rnn = recurrent(config, size, noise.recurrent)
         self.head = CategoricalHead(config.hidden_size, vocabulary, noise=noise.head)
-        self.moments = propagates(config.noise)
+        self.moments = noise.propagated
         if config.init_uniform is not None:
             for name, parameter in self.named_parameters():
                 if ".rho_" not in name:  # spreads keep their own start
@@ -110,7 +110,8 @@ class WordModel(nn.Module):
 
         Where noise is propagated the state is moments, and the logits those of the mean output.
         """
-        output, final = self.rnn(self.embedding(inputs), state, return_moments=self.moments)
+        moments = asked(self.moments and not self.rnn.sampling)
+        output, final = self.rnn(self.embedding(inputs), state, **moments)
         return self.head(mean_of(output)), final
 
     def in_draws(
