@@ -206,31 +206,6 @@ def test_options_of_an_embedding_are_kept():
     assert (layer.weight.grad[1] == 0).all()
 
 
-def test_the_dimension_of_time_is_kept_or_given():
-    layer = noisin.Linear(4, 3, noise="weight + Gaussian(1)", time_dim=1)
-    assert regularize(layer, "weight * Gaussian(1)", where="").time_dim == 1
-    assert regularize(layer, "weight * Gaussian(1)", where="", time_dim=0).time_dim == 0
-    assert regularize(nn.Linear(4, 3), "weight * Gaussian(1)", where="").time_dim == 0
-
-
-@pytest.mark.parametrize(
-    ("noise", "free"),
-    [
-        ("input * Gaussian(1) @ sequence", "input * Gaussian(1)"),
-        ("weight + Gaussian(1)", "weight * Gaussian(1) @ sequence"),
-        ("weight + Gaussian(1) @ preactivation @ sequence", "weight + Gaussian(1) @ preactivation"),
-        ("weight + Gaussian(1) @ moments", "input * Gaussian(1) @ moments"),  # while sampling
-    ],
-)
-def test_where_time_is_must_be_told_in_a_model_with_the_batch_first(noise, free):
-    model = nn.Sequential(nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 3))
-    with pytest.raises(ValueError, match=r"^1: time_dim must say .* and 0 is batch_first"):
-        regularize(model, noise, where="1")
-    assert type(model[1]) is nn.Linear
-    regularize(model, free, where="1")
-    assert regularize(model, noise, where="1", time_dim=1)[1].time_dim == 1
-
-
 def test_a_layer_of_ours_gets_other_noise():
     layer = noisin.LSTM(3, 5, noise=LEARNED)
     assert regularize(layer, NOISE) is layer

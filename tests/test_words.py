@@ -8,13 +8,11 @@ import torch
 
 from conftest import assert_bit_equal, assert_close_to_float64
 from lab_cases import benchmark_folder
-from noisin import sampling, strip
 from noisin.lab import LabError, data, evaluate, records, tokens, train
 from noisin.lab.config import WordsConfig
 from noisin.lab.rows import Row
 from noisin.lab.train import Job
 from noisin.lab.words import WordModel, WordTask, text_of
-from noisin.propagation import Moments
 
 TEXT = "the cat sat on the mat\n\nthe dog sat\n  on the  cat \nthe mat sat\na dog\n"
 
@@ -58,41 +56,6 @@ def hand_count(model, words):
 def test_perplexity_is_the_hand_count(corpus, window, cell):
     one = task(corpus, cell=cell)
     check_hand_count(one, corpus, window)
-
-
-@pytest.mark.parametrize("window", [1, 7, 256])
-@pytest.mark.parametrize("cell", ["lstm", "gru", "tanh"])
-def test_moments_go_on_from_window_to_window(corpus, window, cell):
-    """Mean and variance of the state are carried, in scores and in training."""
-    noise = "recurrent * Bernoulli(keep=0.5) @ moments"
-    one = task(corpus, cell=cell, noise=noise, init_uniform=0.8)
-    plain = task(corpus, cell=cell, noise="none", init_uniform=0.8)
-    assert one.scores("test", (0,)) != plain.scores("test", (0,))
-    check_hand_count(one, corpus, window)
-
-
-@pytest.mark.parametrize("noise", ["hidden * Gaussian(0.5)", "output * Gaussian(0.5)"])
-def test_a_stripped_model_computes_what_it_did(corpus, noise):
-    model, ids = task(corpus, noise=noise).model.eval(), torch.tensor([[1, 2], [3, 4]])
-    plain = strip(model)
-    assert type(plain.rnn) is torch.nn.LSTM
-    assert_bit_equal(plain(ids)[1], model(ids)[1])
-
-
-@pytest.mark.parametrize(
-    ("noise", "carried"),
-    [
-        ("output * Gaussian(0.5) @ moments", False),  # the head's
-        ("input * Gaussian(0.5) @ moments", True),
-        ("none", False),
-    ],
-)
-def test_moments_are_asked_of_layers_that_have_them(corpus, noise, carried):
-    model = task(corpus, noise=noise).model.eval()
-    ids = torch.tensor([[1, 2], [3, 4]])
-    assert any(isinstance(part, Moments) for part in model(ids)[1]) == carried
-    with sampling(model):
-        assert not any(isinstance(part, Moments) for part in model(ids)[1])
 
 
 def check_hand_count(one, corpus, window):
