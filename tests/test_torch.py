@@ -14,6 +14,7 @@ from conftest import assert_bit_equal, assert_close_to_float64, assert_second_gr
 from models import IDS, Tagger
 from noisin import Embedding, Linear, Recurrence, regularize
 from noisin.functional import recur
+from noisin.fused import products
 
 T, B, F, H = 4, 3, 3, 5
 KINDS = ("LSTM", "GRU", "tanh", "relu")
@@ -73,6 +74,24 @@ def test_autocast_takes_its_own_draws_back(noise, kind):
         expected = layer(x)
         torch.manual_seed(1)
         assert_bit_equal(layer(x, draws=layer.draw(x)), expected)
+
+
+@pytest.mark.parametrize("by", ["torch", "onednn"])
+@pytest.mark.parametrize("batch", [1, 9])  # fewer and more steps than rows of W_hh
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "tanh"])
+@pytest.mark.parametrize("noise", ["hidden * Gaussian(0.5)", "hidden * Gaussian(0.5) @ moments"])
+def test_autocast_rounds_no_gradient_of_what_ran_without_it(noise, kind, batch, by, monkeypatch):
+    """Where ``backward`` is called within autocast, and the forward pass was not."""
+    if by == "onednn" and not products._works():
+        pytest.skip("oneDNN's products are not to be had")
+    monkeypatch.setattr(products, "library", lambda: by)
+    layer, x, found = make(kind, F, H, noise=noise), seeded(20, batch, F), []
+    for cast in (False, True):
+        torch.manual_seed(1)
+        loss = layer(x)[0].square().sum()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cast):
+            found.append(torch.autograd.grad(loss, [*layer.parameters()]))
+    assert_bit_equal(*found)
 
 
 @pytest.mark.parametrize("kind", KINDS)

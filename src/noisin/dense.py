@@ -12,7 +12,7 @@ from noisin import propagated_product
 from noisin.draws import Draws
 from noisin.laws import Learned
 from noisin.noise import Noise, Term
-from noisin.noisy import Noisy, Simple, computing
+from noisin.noisy import Noisy, Simple
 from noisin.product import (
     Acting,
     Fresh,
@@ -24,7 +24,7 @@ from noisin.product import (
     perturb_held,
 )
 from noisin.propagation import Moments, checked, each, exact
-from noisin.tracing import autocasting
+from noisin.tracing import autocasting, computing
 
 
 class Dense(Simple):

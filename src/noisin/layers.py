@@ -15,12 +15,12 @@ from noisin.draws import Draws, Like, Scaled, expected, outside_checkpoints
 from noisin.functional import Path
 from noisin.laws import Bernoulli
 from noisin.noise import Noise, Term
-from noisin.noisy import Noisy, computing
+from noisin.noisy import Noisy
 from noisin.propagated import Propagation
 from noisin.propagation import Moments, checked, each, exact, mean_of
 from noisin.reference import State
 from noisin.stack import Places, Stack, places
-from noisin.tracing import autocasting, untraced
+from noisin.tracing import autocasting, computing, untraced
 
 
 class NoisyRNNBase(Noisy, nn.RNNBase):

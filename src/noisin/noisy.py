@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -342,13 +342,6 @@ class Simple(Noisy):
         """Return a tensor of the kind that noise is drawn in: that of the weights."""
         like = self._weight(input).detach()
         return like.to(self._dtype(like))
-
-
-def computing(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context without autocast, for what has been cast already."""
-    if not autocasting(device):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 def _draws_nothing(term: Term) -> bool:

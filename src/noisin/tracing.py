@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any
 
@@ -62,3 +63,10 @@ def autocasting(device: torch.device) -> bool:
     """Return whether autocast is on for a device; some know none."""
     known = torch.amp.is_autocast_available(device.type)
     return known and torch.is_autocast_enabled(device.type)
+
+
+def computing(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context without autocast, for what has been cast already."""
+    if not autocasting(device):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp import custom_bwd, custom_fwd
 
 from noisin.fused import products
 from noisin.fused.products import multiply
@@ -47,12 +48,14 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 class _Affine(torch.autograd.Function):
     @staticmethod
+    @custom_fwd(device_type="cpu")
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         found = multiply(x, weight.t())
         return found if bias is None else found.add_(bias)
 
     @staticmethod
+    @custom_bwd(device_type="cpu")  # its products as those of the forward pass, not autocast's
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         (grad,), (of_x, of_weight, of_bias) = grads, ctx.needs_input_grad

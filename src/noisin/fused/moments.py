@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp import custom_bwd, custom_fwd
 
 from noisin import native
 from noisin.fused import compiled
@@ -108,6 +109,7 @@ class _Buffers:
 
 class _Run(torch.autograd.Function):
     @staticmethod
+    @custom_fwd(device_type="cpu")
     def forward(ctx: Any, call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         given = Tensors(*tensors)  # pyright: ignore[reportArgumentType]
         gates = _inputs(call, given)
@@ -127,6 +129,7 @@ class _Run(torch.autograd.Function):
         return *buffers.kept[:2], *cell
 
     @staticmethod
+    @custom_bwd(device_type="cpu")  # its products as those of the forward pass, not autocast's
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         count = len(Tensors._fields)
         saved = ctx.saved_tensors

@@ -26,7 +26,7 @@ from noisin.fused.recurrent import Call, Drawn, Recurrent, Tied, Untied
 from noisin.noise import Noise
 from noisin.product import Fresh
 from noisin.text import parse
-from noisin.tracing import batched
+from noisin.tracing import batched, computing
 
 DEVICES = {"cpu": cpu, "cuda": cuda}  # who takes the steps
 _REQUIRED = {"x", "weight_hh", "h0"}
@@ -341,8 +341,13 @@ def _register(
 ) -> None:
     """Make an operator of a kernel, its shapes without numbers, and its way back."""
     _LIBRARY.define(f"{name}{schema}", tags=torch.Tag.pt2_compliant_tag)
+
+    def run(*args: Any) -> Any:
+        with computing(args[0].device):  # autocast may be on where gradients are asked for
+            return kernel(*args)
+
     for key in ("CPU", "CUDA"):
-        _LIBRARY.impl(name, kernel, key)
+        _LIBRARY.impl(name, run, key)
     name = f"noisin::{name}"
     torch.library.register_fake(name, shapes, lib=_LIBRARY)
     torch.library.register_autograd(name, backward, setup_context=setup_context, lib=_LIBRARY)

@@ -42,6 +42,11 @@ def _works() -> bool:
     return torch.equal(found, x @ weight.t())
 
 
+def _for_steps() -> Library:
+    """Return what multiplies a few rows with a weight that is packed once."""
+    return "mkl" if blas.address() else library()
+
+
 def multiply(a: Tensor, b: Tensor) -> Tensor:
     """Return the product of two large matrices, [N, K] and [K, M]."""
     single = a.dtype == torch.float32 and a.device.type == "cpu"
@@ -64,8 +69,7 @@ class Repeated:
         self.weight, self._rows = weight, rows
         single = weight.dtype == torch.float32 and weight.device.type == "cpu"
         packing = single and times >= STEPS and weight.numel() > 0
-        usual: Library = "mkl" if blas.address() else library()
-        self._by: Library = (by or usual) if packing else "torch"
+        self._by: Library = (by or _for_steps()) if packing else "torch"
         self._packed: Tensor | None = None
         self._packed_back: Tensor | None = None
 

@@ -12,6 +12,9 @@ from multiprocessing.context import ForkServerContext, SpawnContext
 
 import torch
 
+FOUND_LATER = ("torch._dynamo",)
+"""What torch imports at the first step of an optimizer, for a second, in each process anew."""
+
 
 def context(*modules: str) -> ForkServerContext | SpawnContext:
     """Return what starts processes.
@@ -26,7 +29,7 @@ def context(*modules: str) -> ForkServerContext | SpawnContext:
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(list(modules))
+    found.set_forkserver_preload([*modules, *FOUND_LATER])
     return found
 
 
