@@ -2,13 +2,16 @@
 
     python benchmarks/gpu.py [--rounds 11] [--quick]
 
-First the results of the fused recurrence are compared with the plain loop at real sizes. Then one
-forward and backward pass is timed at each size in float32 and bfloat16: torch's layer (cuDNN)
-without noise, ours with noise, with a launch a step and with one launch for all steps, the loop
-over torch's cell with noise, eager and compiled. The floor is the time that the floating point
-operations, or the bytes, of the work take at the rates that the card reaches on a large product and
-a large copy. At the end stands an epoch of the medium language model on Penn Treebank's number of
-words, and a step of 1, 4 and 16 replicas of that model. It takes less than 8 minutes.
+First the results of the fused recurrence are compared with the plain loop at real sizes; where one
+is wrong, the command ends with 1. Then come an epoch of the medium language model on Penn
+Treebank's number of words, and a step of 1, 4 and 16 replicas of that model. Then one forward and
+backward pass is timed at each size: torch's layer (cuDNN) without noise, ours with noise, with a
+launch a step and, where the card has room for it, with one launch for all steps, the loop over
+torch's cell with noise, eager and compiled. float32 is float32 in all of them; LSTMs are timed with
+TF32 in all of them as well. The floor is the time that the floating point operations, or the bytes,
+of the work take at the rates that the card reaches on a large product and a large copy. Lines come
+as they are found. It takes less than 8 minutes where the kernels are compiled already, for a run
+before it or a ``--quick`` one; to compile them all takes minutes more.
 """
 
 from __future__ import annotations
@@ -39,8 +42,8 @@ from noisin.likelihood import CategoricalHead
 from noisin.stack import GATES
 
 SIZES = (200, 650, 1500)
+COMPILED = Work("LSTM", 20, 35, 650)  # where the loop is compiled, which takes long
 UPDATES = 1327  # of an epoch of Penn Treebank, 929,589 words in 20 streams, 35 at a time
-DTYPES = (torch.float32, torch.bfloat16)
 
 
 def waiting(functions: Mapping[str, Callable[[], object]]) -> dict[str, Callable[[], object]]:
@@ -66,6 +69,35 @@ def in_one_launch(function: Callable[[], object]) -> Callable[[], object]:
     return run
 
 
+def rounds_to(precision: str) -> None:
+    """Let products of float32 be "ieee" or "tf32", in cuDNN as elsewhere."""
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # since torch 2.9
+        torch.backends.cuda.matmul.fp32_precision = precision
+        torch.backends.cudnn.rnn.fp32_precision = precision
+    else:
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def launches(function: Callable[[], object]) -> int:
+    """Return how many launches of our kernels a function takes."""
+    from noisin.fused.triton_launch import Launch
+
+    count, launch = 0, Launch.__call__
+
+    def counted(self: Launch, *given: int | torch.Tensor) -> None:
+        nonlocal count
+        count += 1
+        launch(self, *given)
+
+    Launch.__call__ = counted
+    try:
+        function()
+    finally:
+        Launch.__call__ = launch
+    return count
+
+
 def ceilings(dtype: torch.dtype, rounds: int) -> tuple[float, float]:
     """Return what the card reaches: operations and bytes a millisecond."""
     a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=dtype)
@@ -86,8 +118,8 @@ def floor(work: Work, dtype: torch.dtype, rates: tuple[float, float]) -> float:
     return max(work.operations / rates[0], moved / rates[1])
 
 
-def check(kind: str, dtype: torch.dtype, batch: int = 20, steps: int = 35, size: int = 650) -> None:
-    """Compare the fused recurrence with the plain loop in float64, and with its error in a type."""
+def check(kind: str, dtype: torch.dtype, batch: int = 20, steps: int = 35, size: int = 650) -> bool:
+    """Return whether the fused recurrence errs as the plain loop does, from that in float64."""
     torch.manual_seed(0)
     layer = getattr(noisin, kind)(
         size, size, noise="hidden * Gaussian(0.5) & recurrent + Gaussian(0.3)"
@@ -118,36 +150,46 @@ def check(kind: str, dtype: torch.dtype, batch: int = 20, steps: int = 35, size:
         grads = torch.autograd.grad(output.square().mean(), [leaf, *weights])
         found[name] = [one.double() for one in (output.detach(), *grads)]
         layer = layer.to(dtype)
-    errors = [
-        max(
-            ((a - b).abs().max() / b.abs().max()).item()
-            for a, b in zip(found[n], found["exact"], strict=True)
-        )
-        for n in ("fused", "loop")
-    ]
-    verdict = "good" if errors[0] <= 2 * errors[1] + 8 * torch.finfo(dtype).eps else "WRONG"
+    errors = [worst(found[name], found["exact"]) for name in ("fused", "loop")]
+    good = errors[0] <= 2 * errors[1] + 8 * torch.finfo(dtype).eps  # False where one is NaN
     form = "one launch" if cuda.persistent else "a launch a step"
-    print(f"{kind}, {dtype}, {form}: error {errors[0]:.1e}, loop's {errors[1]:.1e}: {verdict}")
+    print(
+        f"{kind}, {dtype}, {form}: error {errors[0]:.1e}, loop's {errors[1]:.1e}: "
+        f"{'good' if good else 'WRONG'}",
+        flush=True,
+    )
+    return good
 
 
-def measure(rounds: int, works: list[Work]) -> None:
-    """Time all sizes in both types."""
-    for dtype in DTYPES:
-        rates = ceilings(dtype, rounds)
-        print(f"{dtype}: {rates[0] / 1e9:.0f} TFLOP/s, {rates[1] / 1e6:.0f} GB/s")
-        for work in works:
-            functions = passes(work, {NOISY: NOISE}, device="cuda", dtype=dtype)
-            functions[f"{NOISY}, one launch"] = in_one_launch(functions[NOISY])
-            if work == Work("LSTM", 20, 35, 650):
-                cell = torch.nn.LSTMCell(work.size, work.size, device="cuda", dtype=dtype)
-                x = torch.randn(work.time, work.batch, work.size, device="cuda", dtype=dtype)
-                run = torch.compile(loop)
-                functions[f"{LOOP}, compiled"] = lambda run=run, cell=cell, x=x: (
-                    run(cell, x).sum().backward()
-                )
-            found = times(waiting(functions), rounds)
-            print(f"{work}, {dtype}: floor {floor(work, dtype, rates):.3f} ms")
-            print(table(found, PLAIN), flush=True)
+def worst(found: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
+    """Return the largest error beside the largest number, NaN where one is."""
+    errors = [(a - b).abs().max() / b.abs().max() for a, b in zip(found, exact, strict=True)]
+    return torch.stack(errors).max().item()
+
+
+def measure(rounds: int, works: list[Work], dtype: torch.dtype, precision: str) -> None:
+    """Time all sizes in one type."""
+    rounds_to(precision)
+    rates = ceilings(dtype, rounds)
+    name = f"{dtype}, {precision}" if dtype == torch.float32 else f"{dtype}"
+    print(f"{name}: {rates[0] / 1e9:.0f} TFLOP/s, {rates[1] / 1e6:.0f} GB/s")
+    for work in works:
+        functions = passes(work, {NOISY: NOISE}, device="cuda", dtype=dtype)
+        at_once = in_one_launch(functions[NOISY])
+        if launches(at_once) < launches(functions[NOISY]):
+            functions[f"{NOISY}, one launch"] = at_once
+        if work == COMPILED and precision == "ieee":
+            cell = torch.nn.LSTMCell(work.size, work.size, device="cuda", dtype=dtype)
+            x = torch.randn(work.time, work.batch, work.size, device="cuda", dtype=dtype)
+            x.requires_grad_()
+            run = torch.compile(loop)
+            functions[f"{LOOP}, compiled"] = lambda run=run, cell=cell, x=x: (
+                run(cell, x).sum().backward()
+            )
+        found = times(waiting(functions), rounds)
+        print(f"{work}, {name}: floor {floor(work, dtype, rates):.3f} ms")
+        print(table(found, PLAIN), flush=True)
+    rounds_to("ieee")
 
 
 def epoch() -> None:
@@ -164,7 +206,8 @@ def epoch() -> None:
         for _ in range(UPDATES):
             step()
         torch.cuda.synchronize()
-        print(f"an epoch of {UPDATES} updates, {name}: {time.perf_counter() - begun:.2f} s")
+        taken = time.perf_counter() - begun
+        print(f"an epoch of {UPDATES} updates, {name}: {taken:.2f} s", flush=True)
 
 
 class Scored(LanguageModel):
@@ -200,7 +243,7 @@ def replicas_step(
 def replicas(rounds: int) -> None:
     """Time a training step of 1, 4 and 16 replicas of the medium language model."""
     steps = {f"{count} replicas": replicas_step(count) for count in (1, 4, 16)}
-    print(table(times(waiting(steps), rounds), "1 replicas"))
+    print(table(times(waiting(steps), rounds), "1 replicas"), flush=True)
 
 
 def main() -> None:
@@ -211,11 +254,17 @@ def main() -> None:
     given = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("this measures a GPU, and there is none")
-    print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}")
+    print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}", flush=True)
+    rounds_to("ieee")
+    good = True
     for kind in ("RNN", "GRU", "LSTM"):
-        for dtype in DTYPES:
-            check(kind, dtype)
-            in_one_launch(lambda kind=kind, dtype=dtype: check(kind, dtype))()
+        for dtype in (torch.float32, torch.bfloat16):
+            for persistent in (False, True):
+                cuda.persistent = persistent
+                good &= check(kind, dtype)
+    cuda.persistent = False
+    epoch()
+    replicas(given.rounds)
     kinds, batches = (("LSTM",), (20,)) if given.quick else (("LSTM", "GRU", "RNN"), (20, 64))
     works = [
         Work(kind, batch, steps, size)
@@ -224,9 +273,12 @@ def main() -> None:
         for steps in (35, 100)
         for size in SIZES
     ]
-    measure(given.rounds, works)
-    epoch()
-    replicas(given.rounds)
+    measure(given.rounds, works, torch.float32, "ieee")
+    measure(given.rounds, works, torch.bfloat16, "ieee")
+    lstms = [work for work in works if work.kind == "LSTM"]
+    measure(given.rounds, lstms, torch.float32, "tf32")
+    if not good:
+        raise SystemExit("the fused recurrence errs more than the plain loop does, see WRONG above")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ SHAPED = {
 }
 hook.should_instrument = SHAPED.__contains__
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or some torch refuses products
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)  # fills new memory (torch.empty) with NaN
 

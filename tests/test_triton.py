@@ -19,7 +19,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 with pytest.MonkeyPatch.context() as patch:
     if DEVICE == "cpu":
         patch.setenv("TRITON_INTERPRET", "1")
-    from noisin.fused import triton_walk
+    from noisin.fused import triton_told, triton_walk
 
 SIZES = 3, 3, 5  # steps, sequences, units
 LENGTHS = (2, 3, 1)
@@ -293,7 +293,7 @@ def test_tf32_where_torch_may_use_it():
     try:
         for value, expected in zip(values, ("tf32", "ieee"), strict=True):
             setattr(matmul, setting, value)
-            assert triton_walk._told([buffers], [None]).precision.value == expected
+            assert triton_told.told_of([buffers], [None]).precision.value == expected
     finally:
         setattr(matmul, setting, before)
 

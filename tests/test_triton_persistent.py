@@ -14,7 +14,7 @@ from conftest import assert_bit_equal
 from mapped import several, together
 from noisin.fused import cuda, operator
 from test_fused import made
-from test_triton import DEVICE, SIZES, assert_eager, every_case, triton_walk
+from test_triton import DEVICE, SIZES, assert_eager, every_case, results, triton_walk
 from triton_calls import called
 
 triton_launch = pytest.importorskip("noisin.fused.triton_launch")
@@ -23,6 +23,7 @@ ON_GPU = DEVICE == "cuda"
 SEVERAL = 35 if ON_GPU else 3, 17, 35  # steps; two tiles of sequences and three of units
 TIMES = 50 if ON_GPU else 1
 TILE = {"BLOCK_B": 16, "BLOCK_H": 16, "BLOCK_K": 16}
+TOGETHER = TILE | {"num_warps": 8, "launch_cooperative_grid": True}
 
 
 @pytest.fixture(autouse=True)
@@ -139,11 +140,23 @@ def test_one_launch_is_that_of_torchs_operations(mode, options):
     ],
 )
 def test_programs_wait_for_each_other(mode, options, launches, monkeypatch):
-    monkeypatch.setattr(triton_walk, "blocks", lambda *sizes: TILE)
+    monkeypatch.setattr(triton_walk, "blocks", lambda *sizes: TOGETHER)
     for _ in range(TIMES):
         found = at_once(called(mode, SEVERAL, device=DEVICE, **options))
         assert_eager(found, mode, SEVERAL, **options)
     assert launches == [6, 6] * TIMES  # on the way forward, and on the way back
+
+
+@pytest.mark.skipif(not ON_GPU, reason="programs wait as they are launched on a GPU")
+@pytest.mark.parametrize("sizes", [(100, 20, 650), (35, 64, 650), (35, 20, 1500)])
+@pytest.mark.parametrize("mode", ["LSTM", "GRU"])
+def test_nothing_races_at_real_sizes(mode, sizes, launches):
+    """As many times as it is tried, not a bit differs."""
+    first = results(at_once(called(mode, sizes, device=DEVICE, noise="fresh")))
+    for _ in range(100):
+        found = results(at_once(called(mode, sizes, device=DEVICE, noise="fresh")))
+        assert_bit_equal(found, first)
+    assert len(launches) == 2 * 101  # one each way
 
 
 @pytest.mark.usefixtures("threads")

@@ -221,7 +221,7 @@ def _meet(arrived, meeting):
     tl.debug_barrier()  # none of them reads too early
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["arrived"])
 def all_steps(c, arrived, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr):
     """``step``, and ``project`` if there is a projection, for one t after the other."""
     phases: tl.constexpr = 1 if c.projection.at is None else 2
@@ -236,7 +236,7 @@ def all_steps(c, arrived, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K:
         k += 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["arrived"])
 def all_steps_back(c, arrived, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr):
     """``step_back`` and ``project_back`` likewise, and ``send_back`` at the end."""
     phases: tl.constexpr = 1 if c.projection.at is None else 2

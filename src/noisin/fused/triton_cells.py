@@ -5,7 +5,7 @@ Numbers are float32 here, whatever they are in memory. T·B·G·H may exceed 2³
 numbers of a matrix may not.
 
 Letters: T steps, B sequences, H units, P size of h, G gates. ``c`` is the ``Told`` of
-``noisin.fused.triton_walk``, ``t`` a step, and a tile what one program computes: sequences b
+``noisin.fused.triton_told``, ``t`` a step, and a tile what one program computes: sequences b
 [BLOCK_B, 1], units u [1, BLOCK_H], and which of these pairs there are. A jit function has one
 return statement, at its end: Triton compiles what stands behind a return in a branch.
 """

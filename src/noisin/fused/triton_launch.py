@@ -13,18 +13,23 @@ from triton.language import constexpr
 from noisin.fused import kernels
 
 if TYPE_CHECKING:
-    from noisin.fused.triton_walk import Told
+    from noisin.fused.triton_told import Arguments
+
+
+_COMPILED: dict[Any, Any] = {}
+"""What Triton compiled, by kernel, device, options and kinds of arguments."""
 
 
 class Launch:
     """A kernel that one call launches again and again.
 
-    At the first launch Triton looks at every argument and picks what it compiled for such. Nothing
-    of that changes with the step, so the others take it from there, and addresses for tensors.
+    Triton looks at every argument to pick what it compiled for such, which takes longer than many
+    a step. That is picked by fewer questions here, once for all launches, and given addresses for
+    tensors: nothing but the step changes from one to the next.
 
     Args:
         kernel: of ``noisin.fused.kernels``.
-        told: what it reads and writes.
+        arguments: what it reads and writes.
         units: which programs share among them, H or P.
         options: blocks of the kernel, in its order, and how it is compiled.
         replicas: how many calls this is.
@@ -33,16 +38,16 @@ class Launch:
     def __init__(
         self,
         kernel: Any,
-        told: Told,
+        arguments: Arguments,
         units: constexpr,
         options: dict[str, int | bool],
         replicas: int = 1,
     ) -> None:
         rows, columns = options["BLOCK_B"], options["BLOCK_H"]
-        self._grid = -(-told.batch // rows), -(-units.value // columns), replicas
-        self._kernel, self._told, self._options = kernel, told, options
+        self._grid = -(-arguments.told.batch // rows), -(-units.value // columns), replicas
+        self._kernel, self._arguments, self._options = kernel, arguments, options
         self._blocks = [size for name, size in options.items() if name.startswith("BLOCK")]
-        self._compiled = self._addresses = None
+        self._compiled: Any = None
 
     @property
     def programs(self) -> int:
@@ -51,17 +56,25 @@ class Launch:
 
     def __call__(self, *given: int | Tensor) -> None:
         """Launch it, with a step or with what all programs count on."""
-        states = self._told.states.at
-        if states is None:  # no sequences
+        told = self._arguments.told
+        if told.states.at is None:  # no sequences
             return
-        with torch.cuda.device_of(states):
+        with torch.cuda.device_of(told.states.at):
+            if not isinstance(self._kernel, JITFunction):  # the interpreter's
+                self._kernel[self._grid](told, *given, **self._options)
+                return
             if self._compiled is None:
-                compiled = self._kernel[self._grid](self._told, *given, **self._options)
-                if compiled is not None:  # Triton's interpreter has nothing to show
-                    self._compiled = compiled[self._grid]
-                    self._addresses = _addresses(self._told)
-            else:
-                self._compiled(self._addresses, *given, *self._blocks)
+                self._compiled = self._found(told.states.at.device, given)[self._grid]
+            self._compiled(self._arguments.addresses, *given, *self._blocks)
+
+    def _found(self, device: torch.device, given: tuple[int | Tensor, ...]) -> Any:
+        """Return what Triton compiles for such arguments."""
+        types = [one.dtype for one in given if isinstance(one, Tensor)]
+        key = self._kernel, device, *self._options.values(), self._arguments.kinds, *types
+        if key not in _COMPILED:
+            told, options = self._arguments.told, self._options
+            _COMPILED[key] = self._kernel.warmup(told, *given, grid=self._grid, **options)
+        return _COMPILED[key]
 
 
 def run(launches: list[Launch], steps: range) -> None:
@@ -69,15 +82,6 @@ def run(launches: list[Launch], steps: range) -> None:
     for t in steps:
         for launch in launches:
             launch(t)
-
-
-def _addresses(value: Any) -> Any:
-    """Return nested tuples with an address for each tensor in them."""
-    if isinstance(value, Tensor):
-        return value.data_ptr()
-    if isinstance(value, tuple):  # a named one
-        return type(value)(*map(_addresses, value))
-    return value
 
 
 POINTWISE = {"BLOCK_B": 2, "BLOCK_H": 64, "num_warps": 1, "enable_fp_fusion": True}

@@ -9,8 +9,7 @@ one shape at once, *replicas*, in the same number of launches. Importing this mo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,99 +19,7 @@ from noisin.fused import kernels
 from noisin.fused.buffers import Buffers, Gradients
 from noisin.fused.recurrent import Call
 from noisin.fused.triton_launch import POINTWISE, Launch, blocks, multiprocessors, run
-
-
-class Rows(NamedTuple):
-    """A tensor as the kernels read it.
-
-    Args:
-        at: [T, B, width] of the first replica; less where all steps share it; None: not there.
-        apart: numbers from there to the next replica's.
-        width: numbers of a row.
-        held: whether all steps share it.
-    """
-
-    at: Tensor | None
-    apart: int
-    width: constexpr
-    held: constexpr
-
-
-NOTHING = Rows(None, 0, constexpr(0), constexpr(True))
-
-
-class Told(NamedTuple):
-    """What the kernels are told; what has no word here is a field of ``Buffers``.
-
-    Numbers come last: of a tuple in a tuple, Triton 3.5 and 3.6 forget constants inside loops
-    where none of the outer tuple follows.
-
-    Args:
-        out: nothing where it is ``states``.
-        weight: W_hh [G·H, P].
-        projection: W_hr [P, H].
-        recurrent_factor: [T, B, P], with a draw a gate G·P instead of P.
-        recurrent_offset: likewise.
-        grad_state: the field ``state`` of ``Gradients``, and so on.
-        batch: B.
-        steps: T.
-        hidden: H.
-        state: P.
-        gate_count: G.
-        draws: of the noise of ``recurrent``, G where each gate has its own, or else 1.
-        precision: of products with float32 matrices, "ieee" or "tf32".
-    """
-
-    h0: Rows
-    c0: Rows
-    gates: Rows
-    cells: Rows
-    extra: Rows
-    states: Rows
-    out: Rows
-    inner: Rows
-    raw: Rows
-    hidden_factor: Rows
-    hidden_offset: Rows
-    candidate_factor: Rows
-    candidate_offset: Rows
-    hidden_kept: Rows
-    cell_kept: Rows
-    weight: Rows
-    projection: Rows
-    recurrent_factor: Rows
-    recurrent_offset: Rows
-    grad_state: Rows
-    grad_cell: Rows
-    grad_raw: Rows
-    grad_inner: Rows
-    grad_gates: Rows
-    grad_product: Rows
-    grad_out: Rows
-    grad_states: Rows
-    grad_cells: Rows
-    lengths: Rows
-    bias: Rows
-    inner_bias: Rows
-    batch: int
-    steps: int
-    hidden: constexpr
-    state: constexpr
-    gate_count: constexpr
-    draws: constexpr
-    precision: constexpr
-    mode: constexpr
-    reverse: constexpr
-
-
-_GIVEN = (
-    *("hidden_factor", "hidden_offset", "candidate_factor", "candidate_offset", "hidden_kept"),
-    *("cell_kept", "lengths", "bias", "inner_bias", "inner", "raw"),
-)
-_MADE = ("gates", "cells", "extra", "states")
-_MADE_BACK = ("state", "cell", "gates", "product", "states", "cells")
-_GIVEN_BACK = ("raw", "inner", "out")
-_PRODUCT = ("weight", "projection", "recurrent_factor", "recurrent_offset")
+from noisin.fused.triton_told import Arguments, Rows, rows_of, told_of
 
 
 def serves(dtype: torch.dtype) -> bool:
@@ -129,11 +36,12 @@ class Steps:
     """
 
     def __init__(self, buffers: Buffers, gradients: Gradients | None = None) -> None:
-        told = _told([buffers], [gradients])
-        self._forward = Launch(kernels.forward, told, told.hidden, POINTWISE)
-        self._emit = Launch(kernels.emit_state, told, told.state, POINTWISE)
-        self._absorb = Launch(kernels.absorb_state, told, told.state, POINTWISE)
-        self._backward = Launch(kernels.backward, told, told.hidden, POINTWISE)
+        arguments = Arguments(told_of([buffers], [gradients]))
+        told = arguments.told
+        self._forward = Launch(kernels.forward, arguments, told.hidden, POINTWISE)
+        self._emit = Launch(kernels.emit_state, arguments, told.state, POINTWISE)
+        self._absorb = Launch(kernels.absorb_state, arguments, told.state, POINTWISE)
+        self._backward = Launch(kernels.backward, arguments, told.hidden, POINTWISE)
 
     def forward(self, t: int, product: Tensor) -> None:
         """From W_hh h_{t-1} to h_t before a projection."""
@@ -169,14 +77,15 @@ class Walk:
         draws = max([one.shape[-1] // first.weight.shape[-1] for one in noise], default=1)
         self._noises, self._replicas, self._persistent = draws * len(noise), len(calls), persistent
         self._steps = calls[0].buffers.steps
-        told = _told([call.buffers for call in calls], [call.gradients for call in calls])
+        told = told_of([call.buffers for call in calls], [call.gradients for call in calls])
         self._told = told._replace(
             draws=constexpr(draws),
-            weight=_rows([_contiguous(one.weight) for one in products]),
-            projection=_rows([_contiguous(call.projection) for call in calls]),
-            recurrent_factor=_rows([_contiguous(one.factor) for one in products]),
-            recurrent_offset=_rows([_contiguous(one.offset) for one in products]),
+            weight=rows_of([_contiguous(one.weight) for one in products]),
+            projection=rows_of([_contiguous(call.projection) for call in calls]),
+            recurrent_factor=rows_of([_contiguous(one.factor) for one in products]),
+            recurrent_offset=rows_of([_contiguous(one.offset) for one in products]),
         )
+        self._arguments = Arguments(self._told)
 
     def forward(self) -> None:
         """From W_ih x and the first state to the outputs and the last state."""
@@ -236,74 +145,8 @@ class Walk:
         assert matrix.at is not None
         column, row = products * matrix.at.element_size(), 4 * (1 + noises)
         tile = blocks(self._told.batch, units.value, column, row, self._replicas, room)
-        return Launch(kernel, self._told, units, tile, self._replicas)
-
-
-def _told(buffers: Sequence[Buffers], gradients: Sequence[Gradients | None]) -> Told:
-    """Return what the kernels are told of calls without their products."""
-    first = buffers[0]
-    rows: dict[str, Rows] = dict.fromkeys(_PRODUCT, NOTHING)
-    for names, where, prefix, made in (
-        (_MADE, buffers, "", True),
-        (_GIVEN, buffers, "", False),
-        (_MADE_BACK, gradients, "grad_", True),
-        (_GIVEN_BACK, gradients, "grad_", False),
-    ):
-        for name in names:
-            rows[prefix + name] = _rows([getattr(one, name, None) for one in where], made)
-    hidden = first.inner.shape[-1]
-    same = first.out is first.states
-    return Told(
-        **rows,
-        h0=_rows([one.h0.float() for one in buffers]),
-        c0=_rows([one.c0.float() for one in buffers]),
-        out=NOTHING if same else _rows([one.out for one in buffers], made=True),
-        batch=len(first.h0),
-        steps=len(first.gates),
-        hidden=constexpr(hidden),
-        state=constexpr(first.h0.shape[-1]),
-        gate_count=constexpr(first.gates.shape[-1] // hidden),
-        draws=constexpr(1),
-        precision=constexpr("tf32" if _allows_tf32() else "ieee"),
-        mode=constexpr(first.mode),
-        reverse=constexpr(first.reverse),
-    )
+        return Launch(kernel, self._arguments, units, tile, self._replicas)
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
-
-
-def _rows(tensors: Sequence[Tensor | None], made: bool = False) -> Rows:
-    """Return contiguous tensors, one a replica, as the kernels read them.
-
-    Args:
-        tensors: all there, or all missing or without numbers.
-        made: whether the kernels write what is read elsewhere. Then the tensors must lie one like
-            the other, each as far behind the one before; others are copied where they do not.
-    """
-    there = [one for one in tensors if one is not None and one.numel()]
-    if not there:
-        return NOTHING
-    first, apart = there[0], 0
-    assert len(there) == len(tensors)
-    assert all(one.is_contiguous() for one in there)
-    if len(there) > 1:
-        addresses = [one.data_ptr() for one in there]
-        steps = {b - a for a, b in pairwise(addresses)}
-        if len(steps) > 1 or min(steps) < 0:
-            assert not made
-            whole = torch.stack(there)
-            first, apart = whole[0], first.numel()
-        else:
-            apart = steps.pop() // first.element_size()
-    held = first.dim() < 3 or len(first) == 1
-    return Rows(first, apart, constexpr(first.shape[-1]), constexpr(held))
-
-
-def _allows_tf32() -> bool:
-    """Return whether torch's own products of float32 matrices may round them to TF32."""
-    matmul = torch.backends.cuda.matmul
-    if hasattr(matmul, "fp32_precision"):  # since torch 2.9, where the older name may raise
-        return matmul.fp32_precision == "tf32"
-    return bool(matmul.allow_tf32)
