@@ -35,7 +35,7 @@ def test_all_rows_are_here():
         "muse-data": 5,
         "music-sets": 3 * 6 + 4,
         "noisin": 4 * (2 + 2 * 8) + 4,
-        "noisin-first": 6 * 4 + 1 + 2,
+        "noisin-first": 6 * 4 + 2 + 2,
         "nottingham": 5,
         "piano-midi": 5,
         "ognawala-bayer": 9 + 5,

@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from noisin.lab import sound, tasks
 from noisin.lab.files import write_aside
@@ -218,14 +219,14 @@ def draw_curves(rows: Rows, valid: Axes, train: Axes) -> None:
             if run.best_epoch:
                 valid.plot(run.best_epoch, run.best, "o", color=color, markersize=4)
     every = [run for runs in rows.values() for run in runs]
-    valid.set(title="validation (noise off)", xlabel="epoch", ylabel=tasks.UNITS[every[0].metric])
-    train.set(title="training objective (noise on)", xlabel="epoch")
+    valid.set(title="validation (noise off)", ylabel=tasks.UNITS[every[0].metric])
+    train.set(title="training objective (noise on)")
     music = every[0].metric == "unscored"
     for axes, values in (
         (valid, [run.valid(e.epoch) for run in every for e in run.history]),
         (train, [e.train for run in every for e in run.history]),
     ):
-        axes.grid(alpha=0.3)
+        _over_epochs(axes)
         if values and every[0].metric == "nll":
             axes.set_ylim(*_of_densities(values))
         elif values:
@@ -304,6 +305,12 @@ def _is_plain(run: Record) -> bool:
     return run.config.noise == "none"
 
 
+def _over_epochs(axes: Axes) -> None:
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    axes.grid(alpha=0.3)
+
+
 def draw_spreads(rows: Rows, axes: Axes) -> None:
     """Draw learned standard deviations over epochs, their mean over each layer."""
     named = [name for name, runs in rows.items() if any(e.spreads for e in runs[0].history)]
@@ -314,8 +321,8 @@ def draw_spreads(rows: Rows, axes: Axes) -> None:
                 spreads = [epoch.spreads[place] for epoch in run.history]
                 epochs = [epoch.epoch for epoch in run.history]
                 axes.plot(epochs, spreads, label=label, color=COLORS[index % len(COLORS)], **THIN)
-    axes.set(xlabel="epoch", ylabel="standard deviation", ylim=(0, None))
-    axes.grid(alpha=0.3)
+    axes.set(ylabel="standard deviation", ylim=(0, None))
+    _over_epochs(axes)
     axes.legend(frameon=False, fontsize=7)
 
 
@@ -336,8 +343,8 @@ def draw_radius(rows: Rows, axes: Axes) -> None:
                 ends = [_candidate_radius(radii[0]) for radii in squared]
                 axes.plot(epochs, ends, linestyle="dashed", **line)
                 axes.set_yscale("log")  # the two are far apart
-    axes.set(xlabel="epoch", ylabel="spectral radius")
-    axes.grid(alpha=0.3)
+    axes.set(ylabel="spectral radius")
+    _over_epochs(axes)
     _legend(axes, rows)
 
 
