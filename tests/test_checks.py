@@ -3,8 +3,11 @@
 import jaxtyping
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from cases import KINDS, make, seeded, zeros
+from noisin import Recurrence
 from noisin.functional import recur
 
 T, B, F, H = 3, 2, 4, 5
@@ -109,3 +112,55 @@ def test_autocast_takes_what_it_casts(path):
         _, state = called(layer, x, weights, state, path)
         output, _ = called(layer, x, weights, list(state), path)
         called(layer, output[..., :F], weights, list(state), path)
+
+
+@pytest.mark.parametrize("path", [None, "reference"])
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        *(torch.tensor([4.0, 2.5]), torch.tensor([True, True]), [4, 2]),
+        *(torch.tensor([4, 2, 2]), torch.tensor([4, 0]), torch.tensor([5, 2])),
+    ],
+    ids=["fractions", "truth", "list", "many", "none", "long"],
+)
+def test_lengths_are_whole_numbers_of_steps(lengths, path):
+    layer = make("LSTM", 3, 5, noise="hidden * Gaussian(0.5)")
+    x = seeded(4, 2, 3)
+    with pytest.raises(ValueError, match="lengths must be 2 whole numbers within 1 … 4"):
+        recur(
+            *(layer.stack, layer.all_weights, x, zeros(layer, x)),
+            noise=layer.noise,
+            draws=layer.draw(x),
+            lengths=lengths,
+            path=path,
+        )
+
+
+def test_lengths_of_no_sequences():
+    layer = make("LSTM", 3, 5)
+    x = seeded(4, 0, 3)
+    lengths = torch.zeros(0, dtype=torch.int64)
+    for path in ("reference", "cpu"):
+        output, _ = recur(
+            *(layer.stack, layer.all_weights, x, zeros(layer, x)), lengths=lengths, path=path
+        )
+        assert output.shape == (4, 0, 5)
+
+
+@pytest.mark.parametrize("path", [None, "reference", "cpu"])
+def test_a_sequence_has_a_step(path):
+    layer = make("GRU", 3, 5)
+    x = seeded(0, 2, 3)
+    with pytest.raises(ValueError, match="at least one step"):
+        recur(layer.stack, layer.all_weights, x, zeros(layer, x), path=path)
+
+
+def test_what_is_no_cell_size_or_input_is_refused():
+    cell = nn.GRUCell(3, 5)
+    with pytest.raises(ValueError, match=r"cell must be a module .*, got 'cell'"):
+        Recurrence("cell", 3, 5)
+    with pytest.raises(ValueError, match="sizes must be numbers >= 1, got -3 and 'a'"):
+        Recurrence(cell, -3, "a")
+    packed = pack_padded_sequence(torch.ones(4, 2, 3), [4, 2])
+    with pytest.raises(ValueError, match="got PackedSequence"):
+        Recurrence(cell, 3, 5)(packed, torch.zeros(2, 5))

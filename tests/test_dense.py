@@ -1,9 +1,12 @@
 """Linear and Embedding: torch's own without noise, and where the noise enters."""
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
 
+from cases import seeded
 from conftest import assert_bit_equal, assert_mean, assert_variance
 from noisin import Embedding, Gaussian, Learned, Linear, at, fold, sampling
 from noisin.noise import terms_of
@@ -176,3 +179,17 @@ def drawn_once(layer, x):
 def test_an_empty_sequence_has_no_noise_to_add_up():
     layer = Linear(F, 3, noise="weight * Gaussian(0.1) @ cumulative")
     assert layer(torch.zeros(0, B, F)).shape == (0, B, 3)
+
+
+def test_an_embedding_has_the_arguments_of_torchs():
+    ours, theirs = (inspect.signature(kind) for kind in (Embedding, nn.Embedding))
+    assert [*ours.parameters][: len(theirs.parameters)] == [*theirs.parameters]
+    for name, one in theirs.parameters.items():
+        assert ours.parameters[name].default == one.default
+    assert nn.utils.skip_init(Embedding, 10, 4).weight.shape == (10, 4)
+    words = torch.tensor([[1, 2]])
+    given = {"padding_idx": 2, "max_norm": 0.5, "norm_type": 1.0}
+    weight = seeded(10, 4)
+    found = [kind(10, 4, _weight=weight.clone(), **given) for kind in (Embedding, nn.Embedding)]
+    assert_bit_equal(*(layer(words) for layer in found))
+    assert Embedding.from_pretrained(weight).weight.requires_grad is False

@@ -116,7 +116,8 @@ def test_a_learned_spread_is_asked_for_by_place_and_index():
     )
     asked = []
 
-    def spread(place, index):
+    def spread(place, index, term):
+        assert isinstance(term.law.std, Learned)
         asked.append((place, index))
         return torch.tensor(1.0, requires_grad=True)
 

@@ -6,7 +6,18 @@ from torch import nn
 
 from cases import ROWS, kinds_of, make
 from models import Tagger
-from noisin import GRU, LSTM, RNN, Embedding, Linear, Recurrence, explain, regularize, sampling
+from noisin import (
+    GRU,
+    LSTM,
+    RNN,
+    Embedding,
+    Linear,
+    Recurrence,
+    explain,
+    predict,
+    regularize,
+    sampling,
+)
 from noisin.draws import Scaled
 from noisin.fused import compiled
 
@@ -246,3 +257,21 @@ def test_looking_draws_nothing_and_changes_nothing():
     explain(model)
     assert torch.equal(torch.get_rng_state(), before)
     assert list(model.state_dict()) == keys
+
+
+def test_a_strength_is_in_what_is_shown():
+    """Of layers that are no stack, too."""
+    half = Linear(F, H, noise="input * Gaussian(0.5)")
+    half.strength = 0.5
+    assert [row.term for row in explain(half)] == ["input * Gaussian(0.25)"]
+    off = Linear(F, H, noise="weight * Gaussian(0.5)")
+    off.strength = 0
+    assert [(row.term, row.path) for row in explain(off)] == [("", "torch")]
+    assert not off.is_noisy
+    with pytest.raises(ValueError, match="draws need noise"):
+        predict(off, torch.ones(2, F), samples=2)
+    cell = Recurrence(nn.GRUCell(F, H), F, H, noise="hidden * Gaussian(0.5)")
+    cell.strength = 0.5
+    assert repr(cell).startswith(
+        "Recurrence(\n  3, 5, noise=hidden * Gaussian(0.5), strength=0.5\n"
+    )

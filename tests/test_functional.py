@@ -27,6 +27,7 @@ from conftest import (
 )
 from noisin.draws import places
 from noisin.functional import path_of, recur
+from noisin.stack import Stack
 
 T, B, F, H = 4, 3, 2, 3
 INSIDE = ("hidden", "recurrent")
@@ -265,3 +266,35 @@ def test_compiles_as_one_graph_on_given_draws(kind):
         jaxtyping.config.update("jaxtyping_disable", False)
         torch._dynamo.reset()
     assert_bit_equal((output, *state), expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rule"),
+    [
+        (("rnn_relu", 3, 5), "mode must be one of LSTM, GRU, RNN_TANH, .*; got 'rnn_relu'"),
+        (("LSTM", 3, 0), "hidden_size and num_layers must be >= 1"),
+        (("LSTM", -3, 5), "input_size and proj_size >= 0"),
+        (("LSTM", 3, 5, 0), "num_layers must be >= 1"),
+    ],
+)
+def test_a_stack_is_of_a_known_mode_and_size(shape, rule):
+    with pytest.raises(ValueError, match=rule):
+        Stack(*shape)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "tanh"])
+def test_dropout_of_torch_alone_acts_under_transforms(kind):
+    layer = make(kind, 3, 5, num_layers=2, dropout=0.5)
+    parameters = dict(layer.named_parameters())
+
+    def total(parameters, x):
+        return torch.func.functional_call(layer, parameters, (x,))[0].sum()
+
+    def both():
+        torch.manual_seed(4)
+        return torch.func.grad(total)(parameters, seeded(4, 2, 3))
+
+    first, again = both(), both()
+    assert_bit_equal([*first.values()], [*again.values()])
+    whole = torch.func.grad(total)(parameters, seeded(4, 2, 3))
+    assert any(not torch.equal(whole[name], first[name]) for name in first)

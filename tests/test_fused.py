@@ -380,30 +380,3 @@ def test_a_library_of_another_version_is_not_used(monkeypatch):
 def test_without_the_extension_there_is_no_library(monkeypatch):
     monkeypatch.setattr(native, "find_spec", lambda name: None)
     assert compiled.load() is None
-
-
-@pytest.mark.skipif(not products._works(), reason="oneDNN's products are not to be had")
-def test_a_library_is_tried_once(monkeypatch):
-    """Where the processor is not Intel's, oneDNN is tried by a product that asks for it by name."""
-    tried, kept = [], products.Repeated.forward
-    monkeypatch.setattr(products, "is_intel", lambda: False)
-    monkeypatch.setattr(blas, "address", lambda: None)
-    monkeypatch.setattr(
-        products.Repeated, "forward", lambda *given: tried.append(1) or kept(*given)
-    )
-    products.library.cache_clear()
-    made = []
-    monkeypatch.setattr(products, "_works", lambda _=products._works: made.append(1) or _())
-    assert products.library() == "onednn"
-    products.library.cache_clear()
-    assert (len(made), len(tried)) == (1, 1)
-
-
-def test_a_weight_is_multiplied_alike_by_every_library():
-    weight, x, grad = seeded(17, 9), seeded(3, 9), seeded(3, 17)
-    expected, back = x.double() @ weight.double().t(), 1 + grad.double() @ weight.double()
-    eager = x @ weight.t(), 1 + grad @ weight
-    for by in ("torch", "onednn") if products._works() else ("torch",):
-        product, carry = products.Repeated(weight, 3, products.STEPS, by), torch.ones(3, 9)
-        product.backward(grad, carry)
-        assert_close_to_float64((product.forward(x), carry), eager, (expected, back))

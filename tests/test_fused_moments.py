@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import noisin
-from conftest import assert_close_to_float64
+from conftest import assert_bit_equal, assert_close_to_float64
 from noisin import Moments, Propagation
 from noisin.fused import compiled, moment_call
 
@@ -232,3 +232,17 @@ def test_any_size_has_a_variance_and_a_gradient(kind, way, served):
     assert all(one.isfinite().all() for one in found)
     (found.mean.sum() + found.variance.sum()).backward()
     assert all(one.grad.isfinite().all() for one in (*leaves, *layer.parameters()))
+
+
+def test_noise_that_is_changed_in_place_does_not_reach_the_way_back():
+    """What acted on the way forward acts on the way back."""
+    layer = noisin.LSTM(F, H, noise="recurrent * Bernoulli(keep=0.5) @ moments")
+    x = torch.randn(T, B, F)
+    found = []
+    for changed in (False, True):
+        draws = layer.draw(x)
+        loss = layer(x, draws=draws)[0].square().sum()
+        if changed:
+            draws["recurrent_l0"][0].zero_()
+        found.append(torch.autograd.grad(loss, [*layer.parameters()]))
+    assert_bit_equal(*found)

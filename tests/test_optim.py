@@ -81,3 +81,27 @@ def test_closure_and_missing_gradients():
 def test_bad_settings_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} must be .* got {value}"):
         NesterovRMSprop([torch.nn.Parameter(torch.ones(1))], **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("numbers", "rule"),
+    [
+        ({"lr": math.inf}, "lr must be finite and > 0, got inf"),
+        ({"lr": 0}, "lr must be finite and > 0, got 0"),
+        ({"eps": math.nan}, "eps must be finite and > 0, got nan"),
+        ({"momentum": 1}, r"momentum must be in \[0, 1\), got 1"),
+        ({"decay": -1}, r"decay must be in \[0, 1\), got -1"),
+    ],
+)
+def test_numbers_of_a_group_are_checked(numbers, rule):
+    weight = torch.nn.Parameter(torch.ones(2))
+    for given in ([weight], numbers), ([{"params": [weight], **numbers}], {}):
+        with pytest.raises(ValueError, match=rule):
+            NesterovRMSprop(given[0], **given[1])
+
+
+def test_sparse_gradients_are_refused():
+    layer = torch.nn.Embedding(5, 2, sparse=True)
+    layer(torch.tensor([1])).sum().backward()
+    with pytest.raises(RuntimeError, match="no sparse gradients"):
+        NesterovRMSprop(layer.parameters()).step()

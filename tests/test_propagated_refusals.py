@@ -5,7 +5,9 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import noisin
+from conftest import assert_bit_equal
 from noisin import GRU, LSTM, Linear, Moments, strip
+from noisin.propagated import Propagation
 from test_propagated import B, F, H, T, case
 
 
@@ -66,3 +68,31 @@ def test_preactivation_does_not_take_moments():
             LSTM(F, H, noise=noise)(x)
     with pytest.raises(ValueError, match="got noise @ preactivation"):
         Linear(F, 2, noise="weight + Gaussian(0.1) @ preactivation")(x)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"own_variance": "no"}, "own_variance must be True or False, got 'no'"),
+        ({"recurrent_mean": "a"}, "recurrent_mean must be a finite number, got 'a'"),
+        ({"recurrent_mean": float("nan")}, "recurrent_mean must be a finite number, got nan"),
+        ({"form": "exact"}, "form must be"),
+    ],
+)
+def test_how_moments_are_propagated_is_checked(settings, rule):
+    with pytest.raises((TypeError, ValueError), match=rule):
+        Propagation(**settings)
+
+
+def test_a_propagation_is_no_name():
+    layer, x = case("GRU", "recurrent * Gaussian(0.5) @ moments")
+    layer.propagation = "mixture"
+    with pytest.raises(ValueError, match="must be a Propagation, got 'mixture'"):
+        layer(x)
+
+
+def test_a_state_of_moments_is_read_from_a_file(tmp_path):
+    layer, x = case("GRU", "recurrent * Gaussian(0.5) @ moments")
+    _, state = layer(x, return_moments=True)
+    torch.save(state, tmp_path / "state.pt")
+    assert_bit_equal(torch.load(tmp_path / "state.pt", weights_only=True), state)

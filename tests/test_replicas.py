@@ -274,3 +274,50 @@ def test_where_nothing_is_drawn_a_region_may_run_again():
     assert_bit_equal(output, model(x)[0])
     with sampling(model), pytest.raises(RuntimeError, match="inside of their models"):
         checkpoint(lambda x: model(x)[0], x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_buffers_are_those_of_each_alone(training):
+    """Of batch normalization, which keeps what it has seen in training."""
+    found = []
+    for together in (False, True):
+        torch.manual_seed(3)
+        model = nn.Sequential(Linear(F, H, noise="input * Gaussian(0.5)"), nn.BatchNorm1d(H))
+        replicas = Replicas(model, seeds=SEEDS, together=together).train(training)
+        replicas(seeded(B, F))
+        found.append([one.clone() for one in replicas.buffers()])
+    torch.testing.assert_close(*found)
+    assert found[0][2] == int(training)
+
+
+@pytest.mark.parametrize(
+    ("layer", "instead"),
+    [(nn.Dropout(0.5), "a term of noise"), (nn.GRU(F, H), r"regularize\(model, None\)")],
+    ids=["dropout", "gru"],
+)
+def test_what_one_pass_cannot_run_is_refused(layer, instead):
+    """Draws of torch would come from another stream than that of the replica."""
+    models = [nn.Sequential(Linear(F, F), copy.deepcopy(layer)) for _ in SEEDS]
+    for one in models[1:]:
+        one.load_state_dict(models[0].state_dict())
+    replicas = Replicas(models, seeds=SEEDS, together=True)
+    with pytest.raises(ValueError, match=rf"torch's own .*: take {instead} .*; got 1"):
+        replicas(seeded(T, B, F))
+    in_turn = Replicas(models, seeds=SEEDS)  # on the CPU
+    assert len(flat(in_turn(seeded(T, B, F)))) >= 1
+
+
+def test_draws_of_torch_are_refused_together():
+    class Dropping(Linear):
+        def forward(self, x):
+            return nn.functional.dropout(super().forward(x), 0.5)
+
+    with pytest.raises(RuntimeError, match=r"draws by operations of torch .* together=False"):
+        Replicas(Dropping(F, H), seeds=SEEDS, together=True)(seeded(B, F))
+
+
+def test_dropout_between_layers_is_ours():
+    replicas = Replicas(LSTM(F, H, 2, dropout=0.5), [None] * 2, seeds=SEEDS[:2], together=True)
+    expected = alone(list(replicas), [(seeded(T, B, F),)] * 2)
+    assert flat(replicas(seeded(T, B, F)))[0].shape == (2, T, B, H)
+    assert not torch.equal(expected[0][0], expected[1][0])

@@ -128,3 +128,51 @@ def test_a_linear_of_the_users_own():
     plain = strip(model)
     assert type(plain[0]) is Tanh
     assert "time_dim" not in vars(plain[0])
+
+
+class Carrying(nn.LSTM):
+    """Keeps its state between calls, under a name of noisin."""
+
+    _state = None
+
+    def forward(self, x):
+        output, self._state = super().forward(x, self._state)
+        return output
+
+
+class Halved(nn.Linear):
+    """Has a number of its own under a name of noisin."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.strength = 0.5
+
+    def forward(self, x):
+        return super().forward(x) * self.strength
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"), [(Carrying(3, 5), "_state"), (Halved(3, 5), "strength")], ids=str
+)
+def test_names_of_noisin_must_be_free(layer, name):
+    before = type(layer)
+    with pytest.raises(ValueError, match=rf"must be free.* in {before.__name__}; got {name}"):
+        regularize(layer, None, where="")
+    assert type(layer) is before
+
+
+def test_names_in_a_layer_of_torch_itself_must_be_free():
+    layer = nn.Linear(3, 5)
+    layer.time_dim = 2
+    with pytest.raises(ValueError, match="in Linear; got time_dim"):
+        regularize(layer, None, where="")
+    assert layer.time_dim == 2
+
+
+def test_a_lazy_layer_must_have_seen_an_input():
+    model = nn.Sequential(nn.LazyLinear(4))
+    with pytest.raises(ValueError, match=r"^0: a lazy layer must have seen an input"):
+        regularize(model, "input * Gaussian(0.5)", where="0")
+    assert model(torch.ones(2, 3)).shape == (2, 4)
+    regularize(model, "input * Gaussian(0.5)", where="0")
+    assert not torch.equal(model(torch.ones(2, 3)), model(torch.ones(2, 3)))

@@ -14,6 +14,25 @@ def test_the_dimension_of_time_is_kept_or_given():
     assert regularize(nn.Linear(4, 3), "weight * Gaussian(1)", where="").time_dim == 0
 
 
+def test_a_layer_that_was_never_told_is_asked_later():
+    model = nn.Sequential(nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 3))
+    regularize(model, None, where="1")
+    with pytest.raises(ValueError, match="time_dim must say"):
+        regularize(model, "weight * Gaussian(1)", where="1")
+    regularize(model, "weight * Gaussian(1)", where="1", time_dim=1)
+    assert regularize(model, "weight + Gaussian(1)", where="1")[1].time_dim == 1
+
+
+@pytest.mark.parametrize("wrong", ["a", True, 1.0])
+def test_a_dimension_is_a_number(wrong):
+    model = nn.Sequential(nn.Linear(5, 3))
+    with pytest.raises(ValueError, match="time_dim must be the number of a dimension"):
+        regularize(model, None, where="0", time_dim=wrong)
+    assert type(model[0]) is nn.Linear
+    with pytest.raises(ValueError, match="time_dim must be the number of a dimension"):
+        noisin.Linear(5, 3, time_dim=wrong)
+
+
 @pytest.mark.parametrize(
     ("noise", "free"),
     [

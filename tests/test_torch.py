@@ -94,6 +94,18 @@ def test_autocast_rounds_no_gradient_of_what_ran_without_it(noise, kind, batch, 
     assert_bit_equal(*found)
 
 
+def test_autocast_rounds_no_gradient_of_weights_that_are_drawn_anew():
+    """A GRU on the CPU, which autocast leaves in float32."""
+    layer, x, found = make("GRU", F, H, noise="weight_ih * Gaussian(0.3)"), seeded(T, B, F), []
+    for inside in (False, True):
+        torch.manual_seed(1)
+        with autocast():
+            loss = layer(x)[0].square().sum()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+            found.append(torch.autograd.grad(loss, [*layer.parameters()]))
+    assert_bit_equal(*found)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_evaluation_autocast_is_torchs(kind):
     ours, theirs = make(kind, F, H, noise=NOISES[0]).eval(), make(kind, F, H, package=nn)

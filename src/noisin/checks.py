@@ -32,6 +32,8 @@ def check_call(
     """
     if x.dim() != 3 or x.shape[2] != stack.input_size:
         raise ValueError(f"x must be [T, B, {stack.input_size}], got {list(x.shape)}")
+    if not len(x):
+        raise ValueError(f"x must have at least one step, got {list(x.shape)}")
     suffixes, casts = stack.directions, autocasting(x.device)
     if len(weights) != stack.num_layers * len(suffixes):
         raise ValueError(

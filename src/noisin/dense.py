@@ -27,11 +27,27 @@ from noisin.propagation import Moments, checked, each, exact
 from noisin.tracing import autocasting, computing
 
 
+def checked_dim(time_dim: object) -> int:
+    """Return the number of a dimension, or raise: it is none."""
+    if not isinstance(time_dim, int) or isinstance(time_dim, bool):
+        raise ValueError(f"time_dim must be the number of a dimension, got {time_dim!r}")
+    return time_dim
+
+
 class Dense(Simple):
     """What the layers that see all steps at once share: a dimension of time."""
 
-    time_dim: int
+    _time_dim: int = 0
     _features: int = 0  # dimensions of the input behind those of time and batch
+
+    @property
+    def time_dim(self) -> int:
+        """The dimension of time in the input."""
+        return self._time_dim
+
+    @time_dim.setter
+    def time_dim(self, time_dim: int) -> None:
+        self._time_dim = checked_dim(time_dim)
 
     def _time(self, term: Noise, input: Tensor) -> int:
         return self._checked_time(input) if term.hold != "step" and input.dim() > 1 else 0
@@ -64,7 +80,7 @@ class Linear(Dense, nn.Linear):
             step, ``@ sequence`` is held and ``@ cumulative`` adds up.
 
     Raises:
-        ValueError: a term that cannot act here.
+        ValueError: a term that cannot act here, or ``time_dim`` is no number.
 
     Examples:
         >>> layer = Linear(8, 3, noise="weight + Gaussian(0.1)")
@@ -187,13 +203,22 @@ class Embedding(Dense, nn.Embedding):
     The batch shares the draw. The row of ``padding_idx`` gets noise as all others do.
 
     Args:
-        *args: as ``torch.nn.Embedding``.
+        num_embeddings: as ``torch.nn.Embedding``, and so all up to ``dtype``.
+        embedding_dim: size of a vector.
+        padding_idx: a word whose vector stays as it is set.
+        max_norm: what vectors are renormed to.
+        norm_type: p of that norm.
+        scale_grad_by_freq: whether gradients are divided by the frequencies of the words.
+        sparse: whether the weight gets a sparse gradient.
+        _weight: the weight, in place of one that is drawn.
+        _freeze: whether it gets no gradient.
+        device: where the weight is.
+        dtype: its type.
         noise: terms at ``row``, their text, or None.
         time_dim: the dimension of time in the input.
-        **kwargs: as ``torch.nn.Embedding``.
 
     Raises:
-        ValueError: a term that cannot act here.
+        ValueError: a term that cannot act here, or ``time_dim`` is no number.
 
     Examples:
         >>> layer = Embedding(10, 4, noise="row * Bernoulli(keep=0.9) @ sequence")
@@ -207,9 +232,26 @@ class Embedding(Dense, nn.Embedding):
     sites = ("row",)
 
     def __init__(
-        self, *args: Any, noise: Term | str | None = None, time_dim: int = 0, **kwargs: Any
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+        _weight: Tensor | None = None,
+        _freeze: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        noise: Term | str | None = None,
+        time_dim: int = 0,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(
+            *(num_embeddings, embedding_dim, padding_idx, max_norm, norm_type),
+            *(scale_grad_by_freq, sparse, _weight, _freeze, device, dtype),
+        )
         self.time_dim = time_dim
         self.noise = noise
 

@@ -94,7 +94,7 @@ def draw(
     time: int,
     batch: int,
     *,
-    spread: Callable[[str, int], Tensor] | None = None,
+    spread: Callable[[str, int, Noise], Tensor] | None = None,
     generator: Source = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -109,7 +109,7 @@ def draw(
         noise: the terms.
         time: T, the longest sequence.
         batch: B.
-        spread: for learned spreads, std of (place, index of the term there).
+        spread: for learned spreads, std of (place, index of the term there, the term).
         generator: source of randomness; torch's default generator without it.
         dtype: floating type of the draws.
         device: where to draw.
@@ -132,7 +132,7 @@ def draw(
                 continue
             assert isinstance(term, Noise)
             learned = isinstance(term.law.std, Learned)
-            std = spread(place, index) if spread is not None and learned else None
+            std = spread(place, index, term) if spread is not None and learned else None
             entries.append(draw_term(term, size, 0, std, generator, like))
         drawn[place] = tuple(entries)
     return drawn
@@ -181,7 +181,7 @@ def expected(
     noise: Term | None,
     batch: int,
     like: Like,
-    spread: Callable[[str, int], Tensor] | None = None,
+    spread: Callable[[str, int, Noise], Tensor] | None = None,
 ) -> dict[str, tuple[Tensor | Scaled, ...]]:
     """Return what stands for noise in evaluation: of zoneout's masks their expectations.
 
@@ -190,7 +190,7 @@ def expected(
         noise: ``Zoneout``, and terms that draw nothing, ``@ moments``.
         batch: B.
         like: what to make.
-        spread: for learned spreads, std of (place, index of the term there).
+        spread: for learned spreads, std of (place, index of the term there, the term).
     """
     filled = {}
     for place, terms in places(stack, noise).items():
@@ -203,7 +203,7 @@ def expected(
                 continue
             assert isinstance(term, Noise)
             learned = spread is not None and isinstance(term.law.std, Learned)
-            std = spread(place, index) if learned and spread is not None else None
+            std = spread(place, index, term) if learned and spread is not None else None
             entries.append(draw_term(term, (), 0, std, None, like))
         filled[place] = tuple(entries)
     return filled

@@ -148,7 +148,7 @@ def _of_simple(name: str, module: Simple, time: int, batch: int) -> list[Explana
         path, why = "reference", "a cell of the user's own runs step by step"
     else:
         path, why = "torch", "no recurrence"
-    pairs = [(p, t) for p, terms in module.resolve(module.noise).items() for t in terms]
+    pairs = [(p, t) for p, terms in module.resolve(module.acting()).items() for t in terms]
     if any(getattr(term, "estimate", "") == "moments" for _, term in pairs):
         path, why = "moments", "mean and variance are propagated"
     if any(isinstance(term, Noise) and is_seeded(term) for _, term in pairs):

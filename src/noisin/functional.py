@@ -157,6 +157,8 @@ def recur(
     like = mean_of(x)
     if path not in (None, *get_args(Path)):
         raise ValueError(f"path must be one of {', '.join(get_args(Path))}; got {path!r}")
+    if how is not None and not isinstance(how, Propagation):
+        raise ValueError(f"how moments are propagated must be a Propagation, got {how!r}")
     check_call(stack, weights, like, state)
     noisy = acting(found, draws or {}, stack, like)
     valid = None if lengths is None else _valid(like, lengths)
@@ -190,10 +192,13 @@ def _cat(*parts: Tensor) -> Tensor:
 def _valid(x: Tensor, lengths: Tensor) -> Tensor:
     """Return which steps belong to a sequence, [T, B, 1]."""
     time, batch, _ = x.shape
-    if lengths.shape != (batch,) or lengths.min() < 1 or lengths.max() > time:
-        raise ValueError(
-            f"lengths must be {batch} numbers within 1 … {time}, got {lengths.tolist()}"
-        )
+    rule = f"lengths must be {batch} whole numbers within 1 … {time}, a tensor of them"
+    if not isinstance(lengths, Tensor):
+        raise ValueError(f"{rule}; got {lengths!r}")
+    whole = lengths.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    inside = lengths.shape == (batch,) and bool(((lengths >= 1) & (lengths <= time)).all())
+    if not whole or not inside:
+        raise ValueError(f"{rule}; got {lengths.tolist()}, {lengths.dtype}")
     steps = torch.arange(x.shape[0], device=x.device)
     return (steps[:, None] < lengths.to(x.device)).unsqueeze(-1)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Lock
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,8 @@ def sampling(model: nn.Module) -> AbstractContextManager[nn.Module]:
     torch's fast path, which would not call what is inside, is off.
 
     Under ``torch.utils.checkpoint`` the backward pass belongs within the context, since it runs
-    the layers again. A copy of the model that is made within it samples, too.
+    the layers again. A copy of the model that is made within it samples, too, and so does what
+    other threads call meanwhile; the noise is off when the last of several threads has left.
 
     Examples:
         >>> import noisin
@@ -86,19 +88,48 @@ def _is_skipped(model: nn.Module) -> bool:
     return any(isinstance(one, Noisy) for parent in parents for one in parent.modules())
 
 
+class _Held:
+    """Attributes of modules that contexts hold at a value; the last one to end puts them back.
+
+    Several threads may be within such a context of one model, and end in any order.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._before: WeakKeyDictionary[nn.Module, dict[str, tuple[int, bool]]]
+        self._before = WeakKeyDictionary()
+
+    @contextmanager
+    def at(self, value: bool, attribute: str, modules: Sequence[nn.Module]) -> Iterator[None]:
+        """Hold an attribute of modules at a value within the context."""
+        with self._lock:
+            for module in modules:
+                held = self._before.setdefault(module, {})
+                count, before = held.get(attribute, (0, getattr(module, attribute)))
+                held[attribute] = count + 1, before
+                setattr(module, attribute, value)
+        try:
+            yield
+        finally:
+            with self._lock:
+                for module in modules:
+                    count, before = self._before[module].pop(attribute)
+                    if count > 1:
+                        self._before[module][attribute] = count - 1, before
+                    else:
+                        setattr(module, attribute, before)
+
+
+_HELD = _Held()
+
+
 @contextmanager
 def _switched(model: nn.Module, switch: str) -> Iterator[nn.Module]:
     """Set a switch of every layer of ours, and put it back."""
     layers = [module for module in model.modules() if isinstance(module, Noisy)]
-    before = [getattr(layer, switch) for layer in layers]
-    try:
-        for layer in layers:
-            setattr(layer, switch, True)
-        with _SLOW_PATH if switch == "sampling" and _is_skipped(model) else nullcontext():
-            yield model
-    finally:
-        for layer, value in zip(layers, before, strict=True):
-            setattr(layer, switch, value)
+    slow = _SLOW_PATH if switch == "sampling" and _is_skipped(model) else nullcontext()
+    with _HELD.at(True, switch, layers), slow:
+        yield model
 
 
 def fold(x: Tensor, samples: int, dim: int = 1) -> Tensor:
@@ -183,7 +214,8 @@ def predict(
     """Average what a model predicts over draws of its noise, and over several models.
 
     arithmetic: (1/N) Σ p_n; geometric: Π p_n^(1/N), normalized over the last dimension. N counts
-    draws and models. The models run in evaluation and are left in the mode they were in.
+    draws and models. The models run in evaluation and are left in the mode they were in. Several
+    threads may predict from one model at once, all of them with draws, or all without.
 
     Args:
         model: one model, or several of which the predictions are averaged too (checkpoints of one
@@ -230,8 +262,7 @@ def _predictions(
     noisy = [module for module in model.modules() if isinstance(module, Noisy)]
     if samples and not any(layer.is_noisy for layer in noisy):
         raise ValueError(f"draws need noise, got {samples} samples of a model without any")
-    modes = [(module, module.training) for module in model.modules()]
-    try:
+    with _HELD.at(False, "training", list(model.modules())):
         model.eval()
         for _ in range(max(samples, 1)):
             with sampling(model) if samples else nullcontext():
@@ -243,6 +274,3 @@ def _predictions(
                     "link=, for example link=lambda result: result[0]"
                 )
             yield prediction
-    finally:
-        for module, mode in modes:
-            module.training = mode

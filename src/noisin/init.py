@@ -42,7 +42,8 @@ def sparse_(
         Sutskever et al. (2013); Bayer et al.: On fast dropout …, section 2.3.
     """
     columns = weight.shape[1]
-    if not isinstance(nonzeros, Integral) or not 1 <= nonzeros <= columns:
+    whole = isinstance(nonzeros, Integral) and not isinstance(nonzeros, bool)
+    if not whole or not 1 <= nonzeros <= columns:
         raise ValueError(f"sparse_: nonzeros must be an int within 1 … {columns}, got {nonzeros}")
     if not 0 < std < math.inf:
         raise ValueError(f"sparse_: std must be a finite number > 0, got {std}")

@@ -131,9 +131,9 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
             check_finite(input, hx)
         moments = return_moments or isinstance(input, Moments)
         kernel = path is None and not moments and not _has_moments(hx)
+        kernel = kernel and not functional.is_mapped()
         noise = self._noise_of(draws, kernel)
-        plain = kernel and noise is None and draws is None and self.mode in functional.KERNELS
-        if plain and not functional.is_mapped():
+        if kernel and noise is None and draws is None and self.mode in functional.KERNELS:
             return super().forward(input, hx)
         form = _checked_form(input)
         x, lengths = self._time_major(form)
@@ -191,11 +191,6 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         """Whether torch runs the layers in training: without noise of ours, dropout= included."""
         return self._noise is None and self.mode in functional.KERNELS and not self.sampling
 
-    @property
-    def is_noisy(self) -> bool:
-        """Whether anything is drawn in training, torch's ``dropout=`` included."""
-        return self.acting() is not None
-
     def acting(self) -> Term | None:
         """Return the noise at its strength; torch's ``dropout=`` acts after ``between``."""
         return self._with_dropout(super().acting())
@@ -244,6 +239,8 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         if unbatched:
             state = tuple(each(lambda one: one.unsqueeze(1), s) for s in state)
         for values, size in zip(state, sizes, strict=True):
+            if not isinstance(values, Tensor | Moments):
+                raise ValueError(f"hx must be tensors, got {type(values).__name__}")
             for tensor in checked(values) if isinstance(values, Moments) else (values,):
                 self.check_hidden_size(tensor, size)
                 if tensor.device != x.device:
@@ -365,6 +362,8 @@ class RNN(NoisyRNNBase, nn.RNN):
 
     def __init__(self, *args: Any, noise: Term | str | None = None, **kwargs: Any) -> None:
         given = args[3] if len(args) > 3 else kwargs.get("nonlinearity", "tanh")
+        if given not in ("tanh", "relu", "sigmoid"):
+            raise ValueError(f"nonlinearity must be tanh, relu or sigmoid, got {given!r}")
         if given == "sigmoid":
             if len(args) > 3:
                 args = (*args[:3], "tanh", *args[4:])

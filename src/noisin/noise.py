@@ -314,8 +314,8 @@ def terms_of(noise: Term | None) -> tuple[Term, ...]:
     if isinstance(noise, Term):
         return (noise,)
     raise TypeError(
-        "noise is None, terms such as at.hidden * Gaussian(0.3), or their text; got "
-        f"{type(noise).__name__} {noise}"
+        "noise is None, or terms such as at.hidden * Gaussian(0.3), which noisin.parse makes of "
+        f"text; got {type(noise).__name__} {noise}"
     )
 
 

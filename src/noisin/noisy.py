@@ -77,7 +77,7 @@ class Noisy(nn.Module):
     @property
     def is_noisy(self) -> bool:
         """Whether anything is drawn in training, torch's ``dropout=`` included."""
-        return self._noise is not None
+        return self.acting() is not None
 
     def acting(self) -> Term | None:
         """Return the noise at its strength."""
@@ -172,16 +172,17 @@ class Noisy(nn.Module):
     def std_of(self, place: str, index: int, term: Noise) -> Tensor | float:
         """Return the current standard deviation of a term, learned or not."""
         std = term.law.std
-        return self._spread(place, index) if isinstance(std, Learned) else std
+        return self._spread(place, index, term) if isinstance(std, Learned) else std
 
     def _std(self, place: str, index: int, term: Noise) -> Tensor | None:
         """Return the current value of a term's learned spread, None of a fixed one."""
-        return self._spread(place, index) if isinstance(term.law.std, Learned) else None
+        return self._spread(place, index, term) if isinstance(term.law.std, Learned) else None
 
-    def _spread(self, place: str, index: int) -> Tensor:
-        name = _rho(place, index)
-        learned, size = self._spreads()[name]
-        return learned.std(getattr(self, name)).reshape(size)
+    def _spread(self, place: str, index: int, term: Noise) -> Tensor:
+        """Return the current value of a learned spread."""
+        assert isinstance(term.law.std, Learned)
+        spread = term.law.std.std(getattr(self, _rho(place, index)))
+        return spread.reshape(self._spread_size(place, term))
 
     def _weight(self, default: Tensor) -> Tensor:
         """Return a tensor of the layer's kind, no parameter where FSDP has flattened them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -28,6 +29,7 @@ class NesterovRMSprop(Optimizer):
 
     Raises:
         ValueError: a number out of range.
+        RuntimeError: in a step, a gradient is sparse.
 
     Note:
         As in ``torch.optim.SGD(nesterov=True)`` the parameters hold θ̃, where the next gradient is
@@ -53,15 +55,21 @@ class NesterovRMSprop(Optimizer):
         decay: float = 0.9,
         eps: float = 1e-8,
     ) -> None:
-        if not lr > 0:
-            raise ValueError(f"NesterovRMSprop: lr must be > 0, got {lr}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"NesterovRMSprop: momentum must be in [0, 1), got {momentum}")
-        if not 0 <= decay < 1:
-            raise ValueError(f"NesterovRMSprop: decay must be in [0, 1), got {decay}")
-        if not eps > 0:
-            raise ValueError(f"NesterovRMSprop: eps must be > 0, got {eps}")
         super().__init__(params, {"lr": lr, "momentum": momentum, "decay": decay, "eps": eps})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take up a group of parameters, whose numbers may be its own."""
+        group = {**self.defaults, **param_group}
+        for name, good in (
+            ("lr", 0 < group["lr"] < math.inf),
+            ("eps", 0 < group["eps"] < math.inf),
+            ("momentum", 0 <= group["momentum"] < 1),
+            ("decay", 0 <= group["decay"] < 1),
+        ):
+            if not good:
+                rule = "finite and > 0" if name in ("lr", "eps") else "in [0, 1)"
+                raise ValueError(f"NesterovRMSprop: {name} must be {rule}, got {group[name]}")
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -77,6 +85,8 @@ class NesterovRMSprop(Optimizer):
         return loss
 
     def _step(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        if grad.is_sparse:
+            raise RuntimeError("NesterovRMSprop takes no sparse gradients")
         state = self.state[p]
         if not state:
             state["mean_square"] = torch.ones_like(p)

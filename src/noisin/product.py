@@ -10,6 +10,7 @@ the same mean and variance. A ``Propagated`` is a variance, for ``noisin.propaga
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from noisin.laws import Law
 from noisin.noise import Operator
 from noisin.propagation import Variance, added_variance, deviation
 from noisin.streams import Stream
-from noisin.tracing import transformed, untraced
+from noisin.tracing import autocasting, computing, transformed, untraced
 
 
 class Perturbation(NamedTuple):
@@ -287,13 +288,13 @@ class _DrawnAgain(torch.autograd.Function):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any,
         on_x: Sequence[Acting],
-        drawn: Sequence[Fresh],
+        drawn: Sequence[Perturbation | Fresh],
         x: Tensor,
         weight: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
         """Return W̃ x; the tensors are those in the noise, which may want gradients."""
-        ctx.noise = on_x, drawn
+        ctx.noise, ctx.casts = (on_x, drawn), autocasting(x.device)
         ctx.save_for_backward(x, weight, *tensors)
         return _with_drawn(x, weight, on_x, drawn)
 
@@ -302,7 +303,7 @@ class _DrawnAgain(torch.autograd.Function):
         """Compute again with a graph, and go back through it."""
         again = torch.is_grad_enabled()  # somebody wants to differentiate the gradients
         needed = ctx.needs_input_grad[2:]
-        with torch.enable_grad():
+        with torch.enable_grad(), nullcontext() if ctx.casts else computing(grad.device):
             # aliases: the graph from here leads to them and not past them
             inputs = [
                 (one.view_as(one) if again else one.detach().requires_grad_()) if need else one

@@ -7,9 +7,11 @@ which share their past. The state that is carried is a mean and a variance.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor
 from noisin import propagation
 from noisin.fused import moment_call, squash
 from noisin.fused import moments as fused
-from noisin.product import Acting, by_time
+from noisin.product import Acting, Propagated, by_time
 from noisin.propagated_product import (
     Matrix,
     Product,
@@ -50,7 +52,8 @@ class Propagation:
             these terms: it scales the recurrent mean by the probability to drop.
 
     Raises:
-        ValueError: an unknown form.
+        ValueError: an unknown form, or a mean that is no finite number.
+        TypeError: ``own_variance`` is no truth value.
 
     Examples:
         >>> from noisin import RNN
@@ -64,6 +67,10 @@ class Propagation:
 
     def __post_init__(self) -> None:
         propagation.checked_form(self.form)
+        if not isinstance(self.own_variance, bool):
+            raise TypeError(f"own_variance must be True or False, got {self.own_variance!r}")
+        if not isinstance(self.recurrent_mean, Real) or not math.isfinite(self.recurrent_mean):
+            raise ValueError(f"recurrent_mean must be a finite number, got {self.recurrent_mean!r}")
 
     def tanh(self, x: Moments) -> Moments:
         """Return the moments of tanh."""
@@ -210,11 +217,16 @@ def _fused_call(
         return (*output, *(one for cell in final[1:] for one in cell))
 
     sites = ("input", "recurrent", "candidate", "hidden")
-    noise = {site: inside.get(site, ()) for site in sites}
+    noise = {site: [_kept(one) for one in inside.get(site, ())] for site in sites}
     call = moment_call.Call(
         mode, reverse, how.form, how.own_variance, how.recurrent_mean, noise, plain
     )
     return (call, tensors) if moment_call.serves(call, tensors) else None
+
+
+def _kept(one: Acting) -> Acting:
+    """Return noise that stays what it is until the way back, whoever changes its tensor."""
+    return one._replace(variance=one.variance.clone()) if isinstance(one, Propagated) else one
 
 
 def _loop(

@@ -57,6 +57,9 @@ class Moments(NamedTuple):
     variance: Tensor
 
 
+torch.serialization.add_safe_globals([Moments])  # a state on file is read by torch.load
+
+
 def mean_of(x: Tensor | Moments) -> Tensor:
     """Return a tensor as it is; of moments the mean."""
     return x.mean if isinstance(x, Moments) else x
@@ -185,11 +188,6 @@ def mixed(gate: Moments, old: Moments, new: Moments) -> Moments:
     (z, of_z), (s, of_s), (t, of_t) = gate, old, new
     variance = of_z * (s - t).square() + (z.square() + of_z) * of_s
     return Moments(t + z * (s - t), variance + ((1 - z).square() + of_z) * of_t)
-
-
-def identity(x: Moments) -> Moments:
-    """Return the moments themselves."""
-    return x
 
 
 def relu(x: Moments) -> Moments:

@@ -33,8 +33,8 @@ class Recurrence(Simple):
         noise: terms at ``input``, ``output``, ``hidden``, ``recurrent``, their text, or None.
 
     Raises:
-        ValueError: a term that cannot act here; ``@ untied``, ``@ preactivation`` and noise in
-            the weights need to see into the cell.
+        ValueError: no cell, or no sizes; a term that cannot act here; ``@ untied``,
+            ``@ preactivation`` and noise in the weights need to see into the cell.
 
     Note:
         What an opaque cell cannot separate stays joined: everything in it that reads h_{t-1}
@@ -59,6 +59,10 @@ class Recurrence(Simple):
         noise: Term | str | None = None,
     ) -> None:
         super().__init__()
+        if not callable(cell):
+            raise ValueError(f"cell must be a module (x, state) -> (h, state), got {cell!r}")
+        if not all(isinstance(size, int) and size >= 1 for size in (input_size, hidden_size)):
+            raise ValueError(f"sizes must be numbers >= 1, got {input_size!r} and {hidden_size!r}")
         self.cell = cell
         self.input_size, self.hidden_size = input_size, hidden_size
         self.noise = noise
@@ -108,11 +112,11 @@ class Recurrence(Simple):
             ValueError: draws that do not fit; ``hidden`` or ``recurrent`` where the state of the
                 cell does not begin with h.
         """
+        rule = f"Recurrence: input must be [T, B, {self.input_size}] with T >= 1"
+        if not isinstance(input, Tensor):
+            raise ValueError(f"{rule}, got {type(input).__name__}")
         if input.dim() != 3 or not len(input) or input.shape[2] != self.input_size:
-            raise ValueError(
-                f"Recurrence: input must be [T, B, {self.input_size}] with T >= 1, "
-                f"got {list(input.shape)}"
-            )
+            raise ValueError(f"{rule}, got {list(input.shape)}")
         noise = self._acting(input, draws) or {}
         rows = perturb(input, noise.get("input", ())).unbind(0)  # pyright: ignore[reportArgumentType]
         recurrent, hidden = (
@@ -149,8 +153,7 @@ class Recurrence(Simple):
 
     def extra_repr(self) -> str:
         """The sizes and the noise."""
-        noise = "" if self._noise is None else f", noise={self._noise}"
-        return f"{self.input_size}, {self.hidden_size}{noise}"
+        return f"{self.input_size}, {self.hidden_size}" + super().extra_repr()
 
 
 def _first(state: State) -> Tensor:

@@ -37,7 +37,8 @@ class Replicas(nn.Module):
         seeds: of the streams of draws; without them, drawn from torch's default generator.
         together: whether one pass of ``torch.func.vmap`` serves all replicas whose noise differs
             in numbers alone (what differs in more has a pass of its own); else they run in turn,
-            bit for bit as each alone. None: together on CUDA.
+            bit for bit as each alone. None: together on CUDA, where no layer of torch is in the
+            way.
 
     Attributes:
         models: the replicas; ``replicas[r]`` is one of them, to be used and kept as any model.
@@ -48,9 +49,10 @@ class Replicas(nn.Module):
             cannot act.
 
     Note:
-        Together, a model may not read numbers out of its tensors, or keep what it computes: such a
-        model runs in turn (``together=False``), as all do on packed arguments. ``state_dict`` holds
-        the streams too, so that a checkpoint goes on exactly.
+        Together, a model may not read numbers out of its tensors, keep what it computes elsewhere
+        than in its buffers, or draw by operations of torch such as ``nn.Dropout``: such a model
+        runs in turn (``together=False``), as all do on packed arguments. ``state_dict`` holds the
+        streams too, so that a checkpoint goes on exactly.
 
     Examples:
         >>> from noisin import LSTM
@@ -112,7 +114,8 @@ class Replicas(nn.Module):
             What the models return, each tensor with an axis of replicas in front.
 
         Raises:
-            ValueError: other ``in_dims``, or an argument without that axis.
+            ValueError: other ``in_dims``, or an argument without that axis; together, a layer of
+                torch that one pass cannot run.
             RuntimeError: in training, or while sampling, the call stands in a region under
                 ``torch.utils.checkpoint``, which runs again and would draw other noise; a
                 checkpoint inside the models, run in turn (``together=False``), draws the same.
@@ -128,10 +131,13 @@ class Replicas(nn.Module):
         packed = any(isinstance(one, PackedSequence) for one in (*args, *kwargs.values()))
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
         together = device.type == "cuda" if self.together is None else self.together
-        if not together or packed:
-            groups = [[r] for r in range(len(self))]
-        else:
+        groups = in_turn = [[r] for r in range(len(self))]
+        if together and not packed:
             groups = _alike(list(self.models))
+        if len(groups) < len(self) and (refusal := _refusal(self.models[0])):
+            if self.together:
+                raise ValueError(refusal)
+            groups = in_turn
         found: list[Any] = [None] * len(self)
         for group in groups:
             own = [_of(args, dims, r) for r in group]
@@ -173,7 +179,19 @@ class Replicas(nn.Module):
         layers = [[one for one in model.modules() if isinstance(one, Noisy)] for model in models]
         streams = [lambda r=r: self.stream(r, device) for r in group]
         with standing_for(list(zip(*layers, strict=True)), streams):
-            return vmap(run, randomness="different")(state, tree_map(_stacked, *args))
+            try:
+                found = vmap(run, randomness="error")(state, tree_map(_stacked, *args))
+            except RuntimeError as error:
+                if "randomness" not in str(error):
+                    raise
+                raise RuntimeError(
+                    "a model that draws by operations of torch runs in turn, with together=False"
+                ) from error
+        with torch.no_grad():
+            for at, model in enumerate(models):
+                for name, buffer in model.named_buffers():
+                    buffer.copy_(state[name][at])  # which the pass may have changed
+        return found
 
     @contextmanager
     def stream(self, index: int, device: torch.device | str = "cpu") -> Iterator[None]:
@@ -212,6 +230,20 @@ class Replicas(nn.Module):
     def extra_repr(self) -> str:
         """The number of replicas."""
         return f"{len(self)} replicas"
+
+
+def _refusal(model: nn.Module) -> str:
+    """Return why one pass cannot do what a model does for several of its kind, or ""."""
+    for name, one in model.named_modules():
+        drops = isinstance(one, nn.modules.dropout._DropoutNd) and one.p and model.training
+        by_torch = isinstance(one, nn.RNNBase) and not isinstance(one, Noisy)
+        if drops or by_torch:
+            instead = "a term of noise" if drops else "regularize(model, None)"
+            return (
+                f"together, replicas cannot run torch's own {type(one).__name__}: take {instead} "
+                f"instead, or together=False; got {name or 'the model'}"
+            )
+    return ""
 
 
 def _stacked(*parts: Any) -> Any:
@@ -283,7 +315,7 @@ def _shown(module: nn.Module) -> tuple[Any, ...]:
         return (module.extra_repr(),)
     places = module.resolve(module.acting())
     terms = tuple((place, *map(_form, terms)) for place, terms in places.items())
-    how = getattr(module, "mode", None), getattr(module, "propagation", None)
+    how = [getattr(module, name, None) for name in ("mode", "propagation", "time_dim")]
     return super(Noisy, module).extra_repr(), *how, module.sampling, module.silent, terms
 
 

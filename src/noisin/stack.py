@@ -21,6 +21,7 @@ SITES = tuple(site for site in get_args(SiteName) if site not in ("weight", "row
 WEIGHTS = ("weight_ih", "weight_hh", "weight")
 INTO_A_PRODUCT = ("input", "between", "recurrent")  # that a weight matrix multiplies
 GATES = {"LSTM": 4, "GRU": 3}
+MODES = ("LSTM", "GRU", "RNN_TANH", "RNN_RELU", "RNN_SIGMOID")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class Stack:
         num_layers: L.
         bidirectional: whether each layer runs in both directions.
         proj_size: P, the size that an LSTM projects h to, or 0.
+
+    Raises:
+        ValueError: another mode, or a size that no stack has.
     """
 
     mode: str
@@ -42,6 +46,15 @@ class Stack:
     num_layers: int = 1
     bidirectional: bool = False
     proj_size: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}; got {self.mode!r}")
+        if min(self.input_size, self.proj_size) < 0 or min(self.hidden_size, self.num_layers) < 1:
+            raise ValueError(
+                f"hidden_size and num_layers must be >= 1, input_size and proj_size >= 0; got "
+                f"{self.hidden_size}, {self.num_layers}, {self.input_size} and {self.proj_size}"
+            )
 
     @property
     def directions(self) -> tuple[str, ...]:

@@ -8,10 +8,11 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from noisin.dense import Embedding, Linear
+from noisin.dense import Embedding, Linear, checked_dim
 from noisin.layers import GRU, LSTM, RNN, NoisyRNNBase
 from noisin.likelihood import GaussianHead, Head
 from noisin.noise import Noise, Term, terms_of
@@ -36,7 +37,7 @@ OWN = (
     "sampling",
     "silent",
     "propagation",
-    "time_dim",
+    "_time_dim",
     "_replicas",
     "_reached",
 )  # attributes that torch's layers lack
@@ -64,8 +65,8 @@ def regularize(
             ``LSTM``, ``Linear`` and ``Embedding`` layers of such a name. Without it, all recurrent
             layers.
         time_dim: dimension of time in the input of ``Linear`` and ``Embedding`` layers; without
-            it a layer of ours keeps its own, and others take 0. It must be given where some layer
-            of the model is ``batch_first`` and a term depends on where time is.
+            it a layer keeps what it was given before, or takes 0. It must be given once where some
+            layer of the model is ``batch_first`` and a term depends on where time is.
 
     Returns:
         The model itself.
@@ -95,12 +96,13 @@ def regularize(
             raise ValueError(f"{name or 'the model'}: {error}") from None
     if time_dim is None:
         _check_time(model, chosen, terms)
+    else:
+        checked_dim(time_dim)
     layer: Any
     for layer in chosen.values():
-        new = not isinstance(layer, Noisy)
         layer.__class__ = _noisy(type(layer))
-        if isinstance(layer, Linear | Embedding) and (new or time_dim is not None):
-            layer.time_dim = time_dim or 0
+        if isinstance(layer, Linear | Embedding) and time_dim is not None:
+            layer.time_dim = time_dim
         layer.noise = terms
     return model
 
@@ -111,7 +113,7 @@ def _check_time(model: nn.Module, chosen: Mapping[str, nn.Module], terms: Term |
     dense = [
         name
         for name, one in chosen.items()
-        if isinstance(one, nn.Linear | nn.Embedding) and not isinstance(one, Noisy)
+        if isinstance(one, nn.Linear | nn.Embedding) and "_time_dim" not in vars(one)
     ]
     of_time = [term for term in terms_of(terms) if _depends_on_time(term)]
     if first and dense and of_time:
@@ -172,14 +174,25 @@ def _probe(module: nn.Module) -> Any:
             "noise acts when a layer is called; the parent of this one only reads its weights, "
             f"got {theirs.__name__}"
         )
-    if not isinstance(module, Noisy) and theirs not in OURS:
-        taken = [one for one in ("noise", "stack", "draw", "sampling") if hasattr(module, one)]
-        if taken:
-            raise ValueError(f"a subclass must leave the names of noisin free, got {taken}")
+    if any(map(nn.parameter.is_lazy, module.parameters(recurse=False))):
+        raise ValueError(f"a lazy layer must have seen an input before, got {theirs.__name__}")
     cls = _noisy(theirs)
+    taken = [] if isinstance(module, Noisy) else _names_of(cls) & set(dir(module))
+    if taken:
+        raise ValueError(
+            f"the names of noisin must be free, for what they mean here, in {theirs.__name__}; "
+            f"got {', '.join(sorted(taken))}"
+        )
     probe = cls.__new__(cls)
     probe.__dict__ = dict(module.__dict__)
     return probe
+
+
+@cache
+def _names_of(noisy: type[Noisy]) -> set[str]:
+    """Return the names that a noisy class has and torch's layers have not."""
+    plain = next(kind for kind in OURS if issubclass(noisy, kind))
+    return {*dir(OURS[plain]), "_reached", "theirs"} - set(dir(plain))
 
 
 def layers_of(model: nn.Module, where: str | Sequence[str] | None) -> dict[str, nn.Module]:
@@ -243,14 +256,18 @@ def _joined(theirs: type[nn.Module], ours: type[Noisy]) -> type[Noisy]:
     """Return a subclass of both: ours stands behind theirs and in front of torch's layer."""
 
     class Reached(ours):
+        _reached: object = None  # another one each time, so that threads hide nothing
+
         def forward(self, *args: Any, **kwargs: Any) -> Any:
-            self._reached = True
+            if not torch.compiler.is_compiling():
+                self._reached = object()
             return super().forward(*args, **kwargs)
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        self._reached = False
+        before = self._reached
         result = super(joined, self).forward(*args, **kwargs)
-        if not self._reached and self.on(self.acting()) is not None:
+        reached = torch.compiler.is_compiling() or self._reached is not before
+        if not reached and self.on(self.acting()) is not None:
             raise RuntimeError(
                 f"{theirs.__name__}.forward must call super().forward for noise to act; it did not"
             )

@@ -20,6 +20,7 @@ from noisin.native import torch_library
 
 _BY_ROWS, _PLAIN, _TURNED, _PACKED, _SECOND = 101, 111, 112, 151, 162
 _INT, _FLOATS = ctypes.c_int64, ctypes.c_void_p
+_MEMORY: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever the defaults are
 
 
 def is_intel() -> bool:
@@ -51,8 +52,8 @@ def _library() -> Any:
 
 def _multiplies(library: Any) -> bool:
     """Return whether the functions do what their names say."""
-    x, weight = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3)
-    result, b = torch.ones(2, 4), _packed(library, weight.t(), 2)
+    x, weight = (torch.arange(float(n), **_MEMORY).view(-1, 3) for n in (6, 12))
+    result, b = torch.ones(2, 4, **_MEMORY), _packed(library, weight.t(), 2)
     library.cblas_sgemm_compute(
         *(_BY_ROWS, _PLAIN, _PACKED, 2, 4, 3, x.data_ptr(), 3, b.data_ptr(), 4),
         *(1.0, result.data_ptr(), 4),
@@ -65,7 +66,7 @@ def _packed(library: Any, matrix: Tensor, rows: int) -> Tensor:
     turned = matrix.stride(-1) != 1
     source = matrix.t() if turned else matrix
     size = library.cblas_sgemm_pack_get_size(_SECOND, rows, columns, inner)
-    target = torch.empty((size + 3) // 4)
+    target = torch.empty((size + 3) // 4, **_MEMORY)
     library.cblas_sgemm_pack(
         *(_BY_ROWS, _SECOND, _TURNED if turned else _PLAIN, rows, columns, inner, 1.0),
         *(source.data_ptr(), max(source.stride(0), source.shape[1]), target.data_ptr()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -90,7 +90,7 @@ class Call:
     form: str
     own_variance: bool
     scale: float
-    noise: dict[str, Sequence[Acting]]
+    noise: Mapping[str, Sequence[Acting]]
     plain: Callable[[Tensors], tuple[Tensor, ...]]
 
     def added(self, site: str, like: Tensor) -> Added | None:

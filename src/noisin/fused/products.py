@@ -34,7 +34,8 @@ def _works() -> bool:
     """Return whether oneDNN is there and multiplies as torch does."""
     if not torch.backends.mkldnn.is_available():
         return False
-    x, weight = torch.ones(2, 3), torch.arange(12.0).view(4, 3)
+    weight = torch.arange(12.0, dtype=torch.float32, device="cpu").view(4, 3)
+    x = torch.ones_like(weight)[:2]
     try:
         found = Repeated(weight, len(x), STEPS, "onednn").forward(x)
     except (AttributeError, RuntimeError):

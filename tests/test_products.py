@@ -1,0 +1,73 @@
+"""The libraries that multiply: which one, tried how, with what memory."""
+
+import pytest
+import torch
+
+from cases import seeded
+from conftest import assert_close_to_float64
+from noisin.fused import blas, products
+
+
+def forget():
+    """Let libraries be tried anew."""
+    for tried in (products.library, blas._library, blas.address):
+        tried.cache_clear()
+
+
+@pytest.fixture(params=["bfloat16", "float64", "meta"])
+def default(request):
+    """Another default than float32 on the CPU, set before anything is multiplied."""
+    forget()
+    dtype = torch.get_default_dtype()
+    if request.param == "meta":
+        with torch.device("meta"):
+            yield
+    else:
+        torch.set_default_dtype(getattr(torch, request.param))
+        yield
+        torch.set_default_dtype(dtype)
+    forget()
+
+
+@pytest.mark.usefixtures("default")
+@pytest.mark.parametrize("intel", [True, False])
+def test_whatever_the_defaults_are(intel, monkeypatch):
+    """Memory that another library writes is float32 on the CPU."""
+    monkeypatch.setattr(blas, "is_intel", lambda: intel)
+    monkeypatch.setattr(products, "is_intel", lambda: intel)
+    has_mkl = hasattr(blas.torch_library(), "cblas_sgemm_pack")
+    assert (blas.address() is not None) == (intel and has_mkl)
+    kind = {"dtype": torch.float32, "device": "cpu"}
+    weight, x = torch.arange(300.0, **kind).view(20, 15) / 100, torch.ones(3, 15, **kind)
+    product = products.Repeated(weight, len(x), products.STEPS)
+    assert (product._by == "mkl") == (intel and has_mkl)
+    torch.testing.assert_close(product.forward(x), x @ weight.t())
+    packed = blas.packed(weight.t(), 3) if product._by == "mkl" else x
+    assert (packed.dtype, packed.device.type) == (torch.float32, "cpu")
+
+
+@pytest.mark.skipif(not products._works(), reason="oneDNN's products are not to be had")
+def test_a_library_is_tried_once(monkeypatch):
+    """Where the processor is not Intel's, oneDNN is tried by a product that asks for it by name."""
+    tried, kept = [], products.Repeated.forward
+    monkeypatch.setattr(products, "is_intel", lambda: False)
+    monkeypatch.setattr(blas, "address", lambda: None)
+    monkeypatch.setattr(
+        products.Repeated, "forward", lambda *given: tried.append(1) or kept(*given)
+    )
+    products.library.cache_clear()
+    made = []
+    monkeypatch.setattr(products, "_works", lambda _=products._works: made.append(1) or _())
+    assert products.library() == "onednn"
+    products.library.cache_clear()
+    assert (len(made), len(tried)) == (1, 1)
+
+
+def test_a_weight_is_multiplied_alike_by_every_library():
+    weight, x, grad = seeded(17, 9), seeded(3, 9), seeded(3, 17)
+    expected, back = x.double() @ weight.double().t(), 1 + grad.double() @ weight.double()
+    eager = x @ weight.t(), 1 + grad @ weight
+    for by in ("torch", "onednn") if products._works() else ("torch",):
+        product, carry = products.Repeated(weight, 3, products.STEPS, by), torch.ones(3, 9)
+        product.backward(grad, carry)
+        assert_close_to_float64((product.forward(x), carry), eager, (expected, back))
