@@ -301,7 +301,7 @@ def test_workers_end_with_a_command_that_was_killed(tmp_path, music):
 
 
 def test_interrupted_run_ends_as_an_undisturbed_one(tmp_path, music):
-    changes = [*TINY[:1], "epochs=150", "patience=150", "seeds=[1]", "chunk=8", "batch_size=2"]
+    changes = [*TINY[:1], "epochs=80", "patience=80", "seeds=[1]", "chunk=8", "batch_size=2"]
     rows = ["--only", "variational", "--only", "noisin"]
     words = ["run", *rows, *sets(f"data={music}", *changes, "test_samples=[1]")]
     env = {**os.environ, "NOISIN_CACHE": str(tmp_path / "cache")}
@@ -327,7 +327,7 @@ def test_interrupted_run_ends_as_an_undisturbed_one(tmp_path, music):
 
 
 def test_an_interrupted_command_begins_no_other_run(tmp_path, music):
-    changes = [*TINY[:1], "epochs=150", "patience=150", "seeds=[1]", "chunk=8", "batch_size=2"]
+    changes = [*TINY[:1], "epochs=80", "patience=80", "seeds=[1]", "chunk=8", "batch_size=2"]
     words = ["run", *sets(f"data={music}", *changes), "--processes", "1", "--out", "cut"]
     env = {**os.environ, "NOISIN_CACHE": str(tmp_path / "cache")}
     code, output = interrupt(words, tmp_path, env)

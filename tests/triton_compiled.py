@@ -40,7 +40,7 @@ CALLS = [  # what is launched, cell, B, H, dtype of operands, and what else ther
     ("steps", "GRU", 20, 650, BFLOAT, {"noise": "fresh"}),
 ]
 if ARCH < 90:
-    CALLS = CALLS[1::2]  # still every kernel and every precision
+    CALLS = [CALLS[at] for at in (1, 7, 9, 13, 15, 17)]  # still every kernel and every precision
 LAUNCHES = []  # of one call: the kernel's name, the step, and all it was given
 COMPILED = []  # of one call: the kernel's name, its code, and bytes of shared memory
 
