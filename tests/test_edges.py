@@ -118,9 +118,12 @@ def test_autocast_does_not_round_what_it_does_not_lower():
     assert set(factor.unique().tolist()) == {0.0, torch.tensor(1 / 0.7).item()}
 
 
-def test_meta_tensors_run_with_noise():
-    layer = LSTM(3, 4, noise="hidden * Gaussian(1)", device="meta")
+@pytest.mark.parametrize("noise", ["hidden * Gaussian(1)", "weight_hh * Gaussian(0.1)"])
+def test_meta_tensors_run_with_noise(noise):
+    layer = LSTM(3, 4, noise=noise, device="meta")
     assert layer(torch.randn(5, 2, 3, device="meta"))[0].shape == (5, 2, 4)
+    read = Linear(4, 3, noise="weight + Gaussian(0.1)", time_dim=0, device="meta")
+    assert read(torch.randn(5, 2, 4, device="meta")).shape == (5, 2, 3)
 
 
 @pytest.mark.parametrize("draws", [3, {"hidden_l0": None}, {"hidden_l0": 3}])

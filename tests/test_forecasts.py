@@ -25,7 +25,8 @@ def gaussians(draws=5, places=(7, 2)):
 
 
 def poissons(draws=5, places=(7, 2)):
-    return Poissons(torch.rand(draws, *places).double() * 9 + 0.1)
+    rate = torch.rand(draws, *places).double() * 9 + 0.1
+    return Poissons(rate, torch.zeros_like(rate))
 
 
 def drawn(mixture, count):
@@ -33,7 +34,7 @@ def drawn(mixture, count):
     places = mixture.mean.shape[1:]
     which = torch.randint(len(mixture.mean), (count, *places))
     chosen = [torch.gather(field, 0, which) for field in mixture]
-    return torch.normal(*chosen) if len(chosen) == 2 else torch.poisson(chosen[0])
+    return torch.normal(*chosen) if isinstance(mixture, Gaussians) else torch.poisson(chosen[0])
 
 
 def test_likelihood_is_that_of_scipy():
@@ -71,10 +72,27 @@ def test_quantiles_of_mixtures_are_where_the_distribution_passes_p():
 
 @pytest.mark.parametrize("rate", [1e-12, 1e6, 1e12])
 def test_quantiles_of_very_small_and_large_rates(rate):
-    law = Poissons(torch.full((3, 4), rate).double())
+    law = Poissons(torch.full((3, 4), rate).double(), torch.zeros(3, 4).double())
     low, high = interval(law, 0.95)
     assert (low <= high).all()
     assert (abs(high - rate) <= 6 * rate**0.5 + 1).all()
+
+
+def test_counts_at_rates_that_are_not_known():
+    """Rates are log-normal: likelihood and distribution agree, and with the law's two moments."""
+    mean, variance = torch.tensor([[2.0], [7.0]]).double(), torch.tensor([[0.5], [0.1]]).double()
+    law, counts = Poissons(mean, variance), torch.arange(400).double()
+    wide = Poissons(mean.expand(-1, 400), variance.expand(-1, 400))
+    probability = wide.log_likelihood(counts).exp()
+    torch.testing.assert_close(probability.sum(1), torch.ones(2).double())
+    torch.testing.assert_close(probability @ counts, mean[:, 0])
+    spread = mean + mean.square() * torch.expm1(variance)
+    torch.testing.assert_close((probability * (counts - mean).square()).sum(1), spread[:, 0])
+    assert (wide.cdf(counts) - probability.mean(0).cumsum(0)).abs().max() < 1 / 64
+    low, high = interval(law, 0.95)
+    inside = probability.mean(0)[int(low) : int(high) + 1].sum().item()
+    assert 0.94 < inside < 0.98
+    assert high > interval(Poissons(mean, 0 * variance), 0.95)[1]
 
 
 def test_cdf_is_that_of_what_is_drawn():

@@ -157,14 +157,14 @@ def probabilities(scores):
     return scores.softmax(-1)
 
 
-def passes(net, x, samples):
+def passes(net, x, samples, link=probabilities):
     """Return the predictions of so many calls, one by one, in evaluation."""
     net.eval()
     with torch.no_grad():
         if not samples:
-            return [probabilities(net(x))]
+            return [link(net(x))]
         with sampling(net):
-            return [probabilities(net(x)) for _ in range(samples)]
+            return [link(net(x)) for _ in range(samples)]
 
 
 def means(parts, kind):
@@ -192,6 +192,26 @@ def test_predict_is_the_mean_of_the_calls_of_one_seed(samples, count, average):
     assert_close_to_float64(found, *means(parts, average))
     total = found.double().sum(-1)
     assert_close_to_float64(total, found.sum(-1).double(), torch.ones_like(total))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("average", ["arithmetic", "geometric"])
+def test_many_draws_of_16_bits_are_not_lost(dtype, average):
+    """Their sum outgrows both types: float16 has no number above 65504, bfloat16 8 bits."""
+    layer = regularize(nn.Linear(F, H, dtype=dtype), "input * Gaussian(0.1)", "", time_dim=0)
+    x, samples = seeded(T, B, F).to(dtype), 2000
+    shift = 40 if average == "arithmetic" else 0
+
+    def link(scores):
+        return shift + scores.softmax(-1)
+
+    torch.manual_seed(5)
+    found = predict(layer, x, samples=samples, average=average, link=link)
+    torch.manual_seed(5)
+    parts = torch.stack([one.double() for one in passes(layer, x, samples, link)])
+    assert found.dtype == dtype
+    mean = parts.mean(0) if average == "arithmetic" else parts.log().mean(0).softmax(-1)
+    torch.testing.assert_close(found, mean.to(dtype), rtol=torch.finfo(dtype).eps, atol=0)
 
 
 def test_no_samples_are_the_plain_network():

@@ -1,13 +1,14 @@
 """Initialization and diagnostics of recurrent weights."""
 
 import inspect
+import re
 
 import numpy as np
 import pytest
 import torch
 
 import noisin
-from conftest import assert_close_to_float64, assert_mean, assert_variance
+from conftest import assert_bit_equal, assert_close_to_float64, assert_mean, assert_variance
 from noisin import diagnostics, init
 
 
@@ -67,14 +68,32 @@ def test_radius_of_a_known_matrix():
 
 
 def test_what_has_no_radius_is_refused():
-    with pytest.raises(ValueError, match="stack of square blocks, got 7 rows and 3 columns"):
-        diagnostics.spectral_radius(torch.zeros(7, 3))
+    unchecked = inspect.unwrap(diagnostics.spectral_radius)  # by the tests' own checks of shape
+    for size in ([7, 3], [5], [2, 5, 5], [0, 0]):
+        rule = rf"stack of square blocks, \[G·H, H\]; got a tensor of shape {re.escape(str(size))}"
+        with pytest.raises(ValueError, match=rule):
+            unchecked(torch.zeros(size))
     with pytest.raises(ValueError, match="every block must have a radius > 0"):
         init.spectral_radius_(torch.zeros(3, 3), 1.0)
     with pytest.raises(ValueError, match="radius must be a finite number > 0, got 0"):
         init.spectral_radius_(torch.eye(3), 0)
     with pytest.raises(ValueError, match="radius must be a finite number > 0, got inf"):
         init.spectral_radius_(torch.eye(3), float("inf"))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("squared", [False, True])
+def test_weights_that_diverged_have_no_radius(number, squared):
+    weight = torch.randn(12, 4)
+    weight[5, 2] = number
+    found = diagnostics.spectral_radius(weight, squared=squared)
+    assert found.isnan().tolist() == [False, True, False]
+    expected = diagnostics.spectral_radius(torch.cat([weight[:4], weight[8:]]), squared=squared)
+    assert_bit_equal(found[[0, 2]], expected)
+    before = weight.clone()
+    with pytest.raises(ValueError, match=r"every block must have a radius > 0, got .*nan"):
+        init.spectral_radius_(weight, 1.0)
+    torch.testing.assert_close(weight, before, equal_nan=True)
 
 
 @pytest.mark.parametrize("projected", [1, 3, 4, 7])

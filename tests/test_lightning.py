@@ -125,6 +125,7 @@ def test_strength_follows_the_steps_of_the_optimizer(tmp_path):
     )
     assert watch.strengths == [0.25, 0.375, 0.5]
     assert [own["strength"] for own in logged.values()] == watch.strengths
+    assert trainer.lightning_module.tagger.rnn.strength == 0.625  # of the step that follows
     trainer.save_checkpoint(tmp_path / "three.ckpt")
     monitor = NoiseMonitor(strength=ramp)
     fit(Module(), monitor, after, checkpoint=tmp_path / "three.ckpt", max_steps=5, **each)
@@ -158,6 +159,36 @@ def test_noise_comes_before_the_optimizer_and_once():
     assert torch.equal(module.tagger.rnn.rho_input, spread)
     with pytest.raises(ValueError, match=r"where must name layers"):
         fit(Module(noise=None), Regularize(NOISE, where="nowhere"))
+
+
+@pytest.mark.parametrize("where", [None, "tagger.rnn"])
+@pytest.mark.parametrize("hook", ["setup", "configure_model"])
+def test_noise_comes_to_networks_that_are_built_later(hook, where, tmp_path):
+    class Late(Module):
+        def __init__(self):
+            lightning.LightningModule.__init__(self)
+            self.built = 0
+
+        def build(self):
+            self.built += 1
+            self.tagger = Tagger()
+
+    def setup(self, stage):
+        self.build()
+
+    setattr(Late, hook, setup if hook == "setup" else Late.build)
+    callbacks = Regularize(NOISE, where=where), Regularize("weight * Gaussian(0.1)", "tagger.read")
+    module = Late()
+    for count in (1, 2):
+        trainer, _ = fit(module, *callbacks, max_steps=2)
+        assert module.built == count
+        assert module.tagger.rnn.noise == noisin.parse(NOISE)
+        assert module.tagger.read.noise == noisin.parse("weight * Gaussian(0.1)")
+        assert module.tagger.rnn.spreads() != {"rho_input": pytest.approx(0.5)}  # trained
+    trainer.save_checkpoint(tmp_path / "two.ckpt")
+    spread = module.tagger.rnn.rho_input.detach().clone()
+    fit(module, *callbacks, checkpoint=tmp_path / "two.ckpt", max_steps=2)
+    assert torch.equal(module.tagger.rnn.rho_input, spread)
 
 
 def test_it_watches_a_parametrized_matrix():

@@ -112,3 +112,13 @@ def test_a_name_alone_makes_no_parametrization():
     layer = regularize(ParametrizedLSTM(3, 5), NOISE["LSTM"])
     assert not torch.equal(called(layer), called(layer))
     assert type(strip(layer)) is ParametrizedLSTM
+
+
+def test_replicas_of_it_run_together():
+    layer = noisin.GRU(3, 5, noise=NOISE["LSTM"])
+    parametrize.register_parametrization(layer, "weight_hh_l0", nn.Tanh())
+    found = [
+        noisin.Replicas(layer, seeds=[1, 2], together=together)(X)[0] for together in (True, False)
+    ]
+    torch.testing.assert_close(*found)
+    assert not torch.equal(*found[0])

@@ -7,7 +7,7 @@ import torch
 from torch import distributions, nn
 
 from cases import seeded
-from conftest import Z
+from conftest import Z, assert_mean
 from noisin import (
     BernoulliHead,
     CategoricalHead,
@@ -121,7 +121,7 @@ def test_without_variance_moments_are_numbers(kind):
     found, expected = head.log_likelihood(exact, x), head.log_likelihood(a.mean, x)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
     generators = [torch.Generator().manual_seed(3) for _ in range(2)]
-    if kind is not CategoricalHead:
+    if kind not in (CategoricalHead, PoissonHead):  # which draw the parameters first
         drawn = [head.sample(p, g) for p, g in zip((exact, a.mean), generators, strict=True)]
         torch.testing.assert_close(*drawn)
 
@@ -138,15 +138,39 @@ def test_bernoulli_averages_the_sigmoid():
     assert head.log_likelihood(far, torch.zeros(1, 5)).isfinite()
 
 
-def test_gaussian_and_poisson_have_known_averages():
+def test_gaussian_has_a_known_average():
     head, a, x = made(GaussianHead)
     std = (a.variance + head.log_std.exp().square()).sqrt()
     known = distributions.Independent(distributions.Normal(a.mean, std), 1).log_prob(x)
     torch.testing.assert_close(head.log_likelihood(a, x), known)
-    head, a, x = made(PoissonHead)
-    rate = (a.mean + a.variance / 2).exp()
-    known = distributions.Independent(distributions.Poisson(rate), 1).log_prob(x)
-    torch.testing.assert_close(head.log_likelihood(a, x), known)
+
+
+@pytest.mark.parametrize("count", [0.0, 1.0, 10.0, 2000.0])
+def test_poisson_averages_over_the_rate(count):
+    head = PoissonHead(3, 1, dtype=F64)
+    means, variances = torch.arange(-3.0, 7), torch.tensor([1e-6, 0.1, 1, 4])
+    mean, variance = torch.meshgrid(means, variances, indexing="ij")
+    a = Moments(*(one.double()[..., None].requires_grad_() for one in (mean, variance)))
+    x = torch.full_like(a.mean, count)
+    z = torch.linspace(-150, 150, 100_001, dtype=F64)
+    spread = a.variance.sqrt()
+    eta = a.mean + spread * z
+    constant = ((z[1] - z[0]) / math.sqrt(2 * math.pi)).log() - torch.lgamma(x + 1)
+    expected = (torch.logsumexp(x * eta - eta.exp() - z.square() / 2, -1, True) + constant)[..., 0]
+    found = head.log_likelihood(a, x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    grads = (torch.autograd.grad(one.sum(), a) for one in (found, expected))
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+    assert head.log_likelihood(Moments(*(one.half() for one in a)), x.half()).dtype == torch.half
+
+
+def test_counts_of_moments_vary_more_than_poissons():
+    torch.manual_seed(0)
+    head, size = PoissonHead(3, 1, dtype=F64), (200_000, 1)
+    drawn = head.sample(Moments(torch.zeros(size, dtype=F64), torch.full(size, 0.25, dtype=F64)))
+    mean = math.exp(0.125)
+    assert_mean(drawn.flatten(), mean, math.sqrt(mean + mean**2 * math.expm1(0.25)))
+    assert drawn.var().item() == pytest.approx(mean + mean**2 * math.expm1(0.25), rel=0.03)
 
 
 def test_the_unscented_transform_is_the_average_of_its_points():

@@ -29,7 +29,7 @@ def spectral_radius(
             weights of one sign, and not in general.
 
     Returns:
-        One radius a gate, in float64.
+        One radius a gate, in float64; NaN where a block has numbers that are not finite.
 
     Raises:
         TypeError: something else than a tensor, as the layer itself.
@@ -45,15 +45,18 @@ def spectral_radius(
             "spectral_radius: weight_hh must be a matrix, such as layer.weight_hh_l0; "
             f"got {type(weight_hh).__name__}"
         )
-    rows, columns = weight_hh.shape
-    if rows % columns:
+    size = list(weight_hh.shape)
+    if len(size) != 2 or not all(size) or size[0] % size[1]:
         raise ValueError(
-            "spectral_radius: weight_hh must be a stack of square blocks, "
-            f"got {rows} rows and {columns} columns"
+            "spectral_radius: weight_hh must be a stack of square blocks, [G·H, H]; "
+            f"got a tensor of shape {size}"
         )
-    blocks = weight_hh.double().unflatten(0, (-1, columns))
+    blocks = weight_hh.double().unflatten(0, (-1, size[1]))
     blocks = blocks.square() if squared else blocks
-    return torch.linalg.eigvals(blocks).abs().amax(-1)
+    finite = blocks.isfinite().flatten(1).all(1)
+    # LAPACK would leave an eigenvalue out, or not return
+    radii = torch.linalg.eigvals(blocks.where(finite[:, None, None], 0)).abs().amax(-1)
+    return radii.where(finite, torch.nan)
 
 
 def recurrent_radii(model: nn.Module, *, squared: bool = False) -> list[list[float]]:

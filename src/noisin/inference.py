@@ -214,8 +214,9 @@ def predict(
     """Average what a model predicts over draws of its noise, and over several models.
 
     arithmetic: (1/N) Σ p_n; geometric: Π p_n^(1/N), normalized over the last dimension. N counts
-    draws and models. The models run in evaluation and are left in the mode they were in. Several
-    threads may predict from one model at once, all of them with draws, or all without.
+    draws and models; numbers of 16 bits are added in float32. The models run in evaluation and are
+    left in the mode they were in. Several threads may predict from one model at once, all of them
+    with draws, or all without.
 
     Args:
         model: one model, or several of which the predictions are averaged too (checkpoints of one
@@ -246,13 +247,16 @@ def predict(
         raise ValueError(f"predict needs a model and samples >= 0, got {len(models)} and {samples}")
     if average not in ("arithmetic", "geometric"):
         raise ValueError(f"average must be arithmetic or geometric, got {average!r}")
-    total, count = None, len(models) * max(samples, 1)
+    total, narrow, count = None, None, len(models) * max(samples, 1)
     for one in models:
         for prediction in _predictions(one, inputs, samples, link):
+            if prediction.dtype in (torch.float16, torch.bfloat16):
+                narrow, prediction = prediction.dtype, prediction.float()
             part = prediction.log() if average == "geometric" else prediction
             total = part.clone() if total is None else total + part  # a model may reuse its memory
     assert total is not None
-    return total / count if average == "arithmetic" else (total / count).softmax(-1)
+    mean = total / count if average == "arithmetic" else (total / count).softmax(-1)
+    return mean if narrow is None else mean.to(narrow)
 
 
 def _predictions(

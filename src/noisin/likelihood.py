@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from functools import cache
 from typing import Any
 
 import torch
@@ -156,13 +157,7 @@ class CategoricalHead(Head):
             return log_probability(parameters, x)
         if not samples:
             return _unscented(parameters, x)
-        mean, std = parameters.mean, deviation(parameters.variance)
-        found = []
-        for _ in range(samples):
-            noise = torch.randn(
-                mean.shape, generator=generator, dtype=mean.dtype, device=mean.device
-            )
-            found.append(log_probability(mean + std * noise, x))
+        found = [log_probability(_drawn(parameters, generator), x) for _ in range(samples)]
         return torch.logsumexp(torch.stack(found), 0) - math.log(samples)
 
     def sample(
@@ -172,11 +167,7 @@ class CategoricalHead(Head):
     ) -> Int[Tensor, "*size"]:
         """Draw one class; of ``Moments`` from the softmax of one draw of a."""
         if isinstance(parameters, Moments):
-            mean, variance = parameters
-            noise = torch.randn(
-                mean.shape, generator=generator, dtype=mean.dtype, device=mean.device
-            )
-            parameters = mean + deviation(variance) * noise
+            parameters = _drawn(parameters, generator)
         flat = torch.softmax(parameters, -1).view(-1, parameters.shape[-1])
         return torch.multinomial(flat, 1, generator=generator).view(parameters.shape[:-1])
 
@@ -267,7 +258,7 @@ class GaussianHead(Head):
 class PoissonHead(Head):
     """Independent counts: x_i ~ Poisson(exp(V z + b)_i). ``x`` is [..., F] of counts.
 
-    Of ``Moments`` the rate is E exp(a) = exp(E[a] + V[a] / 2).
+    Of ``Moments`` p(x) = E Poisson(x; exp(a)): the rate is log-normal, and counts vary more.
 
     Examples:
         >>> head = PoissonHead(8, 2)
@@ -281,7 +272,7 @@ class PoissonHead(Head):
         """Return Σ_i x_i η_i - exp η_i - log x_i!."""
         _check_alike(parameters, x)
         if isinstance(parameters, Moments):
-            parameters = parameters.mean + parameters.variance / 2
+            return log_normal_poisson(parameters, x).sum(-1)
         return (x * parameters - torch.exp(parameters) - torch.lgamma(x + 1)).sum(-1)
 
     def sample(
@@ -289,7 +280,61 @@ class PoissonHead(Head):
         parameters: Float[Tensor, "*size F"] | Moments,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "*size F"]:
-        """Draw each count on its own."""
+        """Draw each count on its own; of ``Moments`` at the rate of one draw of a."""
         if isinstance(parameters, Moments):
-            parameters = parameters.mean + parameters.variance / 2
+            parameters = _drawn(parameters, generator)
         return torch.poisson(torch.exp(parameters), generator=generator)
+
+
+def log_normal_poisson(
+    a: Moments, x: Float[Tensor, "*size"], nodes: int = 32
+) -> Float[Tensor, "*size"]:
+    """Return log E Poisson(x; exp(a)) of normal a, by element.
+
+    By Gauss and Hermite's quadrature, which stands where Poisson(x; e^a) N(a) is largest and is as
+    wide as it is there: within 1e-5 for V[a] <= 4, within 0.005 for V[a] <= 50.
+
+    Args:
+        a: logarithms of the rates.
+        x: counts.
+        nodes: of the quadrature.
+    """
+    dtype = a.mean.dtype
+    if dtype in (torch.bfloat16, torch.float16):
+        a, x = Moments(*(one.float() for one in a)), x.float()
+    mean, variance = (one.unsqueeze(-1) for one in a)
+    x, std = x.unsqueeze(-1), deviation(variance)
+    z, log_weight = (one.to(mean) for one in _hermite(nodes))
+    with torch.no_grad():  # where the nodes stand does not change the integral
+        least = torch.finfo(mean.dtype).tiny
+        at_least = variance.clamp(min=least)
+        steepness = _omega((at_least.log() + mean + variance * x).clamp(min=math.log(least)))
+        width = (1 + steepness).rsqrt()
+        u = std * (x - steepness / at_least) + width * z
+    eta = mean + std * u
+    exponent = log_weight + (z.square() - u.square()) / 2 + x * eta - torch.exp(eta)
+    found = torch.logsumexp(exponent + width.log(), -1) - torch.lgamma(x + 1).squeeze(-1)
+    return found.to(dtype)
+
+
+@cache
+def _hermite(nodes: int) -> tuple[Tensor, Tensor]:
+    """Return nodes and log-weights of E f(z), z ~ N(0, 1): Golub and Welsch (1969)."""
+    beside = torch.arange(1, nodes, dtype=torch.float64, device="cpu").sqrt()
+    z, vectors = torch.linalg.eigh(torch.diag(beside, 1) + torch.diag(beside, -1))
+    return z, vectors[0].square().log()
+
+
+def _omega(x: Tensor) -> Tensor:
+    """Return Wright's ω, y + log y = x, by Newton's method."""
+    y = torch.where(x > 1, x, x.clamp(max=1).exp())
+    for _ in range(4):
+        y = y * (1 + x - y.log()) / (1 + y)
+    return y
+
+
+def _drawn(parameters: Moments, generator: torch.Generator | None) -> Tensor:
+    """Draw a ~ N(E[a], V[a])."""
+    mean, std = parameters.mean, deviation(parameters.variance)
+    noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+    return mean + std * noise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -225,7 +224,8 @@ def standing_for(
     """
     for first, *others in layers:
         # a copy of the first keeps its parameters, in whose place functional_call puts others
-        own = copy.copy(first)
+        own = type(first).__new__(type(first))  # parametrized layers refuse copy.copy
+        own.__dict__.update(first.__dict__)
         own.__dict__["_parameters"] = dict(first._parameters)
         first._replicas = tuple(zip((own, *others), streams, strict=True))
     try:

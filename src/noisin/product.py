@@ -64,6 +64,9 @@ class Fresh(NamedTuple):
         return self._draw(partial(self.law.sample, std=one), step, like)
 
     def _draw(self, draw: Callable[..., Tensor], step: int, like: Tensor) -> Tensor:
+        if like.is_meta:
+            return torch.empty_like(like)
+
         def of(seed: Tensor) -> Tensor:
             generator = Stream(like.device, int(seed))
             return draw(like.shape, generator=generator, dtype=like.dtype, device=like.device)

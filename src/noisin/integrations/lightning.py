@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ from noisin.text import parse
 class Regularize(Callback):
     """Make layers of a module noisy before its optimizer is made, as ``noisin.regularize`` does.
 
-    For packages that build their network inside of ``fit`` and take callbacks for the trainer.
-    Where all chosen layers have this noise already they are left, so that a second ``fit`` goes on.
+    For packages that build their network inside of ``fit`` and take callbacks for the trainer, and
+    for modules that build it in ``setup`` or ``configure_model``, after which it acts again. Where
+    all chosen layers have this noise already they are left, so that a second ``fit`` goes on.
 
     Args:
         noise: the terms, or their text.
@@ -50,10 +52,22 @@ class Regularize(Callback):
         self.time_dim = time_dim
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Change the layers."""
-        layers = layers_of(pl_module, self.where).values()
+        """Change the layers that there are, and all once the module is built."""
+        with suppress(ValueError):  # told below, if they are still not there
+            self._regularize(pl_module)
+        configure_model = pl_module.configure_model
+
+        def configured() -> None:
+            vars(pl_module).pop("configure_model", None)  # this function, before the class's
+            configure_model()
+            self._regularize(pl_module)
+
+        pl_module.configure_model = configured
+
+    def _regularize(self, module: LightningModule) -> None:
+        layers = layers_of(module, self.where).values()
         if not all(isinstance(layer, Noisy) and layer.noise == self.noise for layer in layers):
-            regularize(pl_module, self.noise, self.where, time_dim=self.time_dim)
+            regularize(module, self.noise, self.where, time_dim=self.time_dim)
 
 
 class NoiseMonitor(Callback):
@@ -101,6 +115,12 @@ class NoiseMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Set the strength of this step."""
+        self._set(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Set the strength that follows, for what is evaluated or kept now."""
         self._set(trainer)
 
     def on_before_optimizer_step(

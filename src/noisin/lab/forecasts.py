@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, Poisson
 
+from noisin.likelihood import log_normal_poisson
+from noisin.propagation import Moments
 from noisin.shapes import Float
 
 LEVELS = (0.5, 0.8, 0.95)
 HALVINGS = 64  # of a bracket: more than a number in float64 has bits
+RATES = 64  # equally probable ones that stand for a log-normal law
 MOST = 2.0**50  # largest quantile of counts that is looked for
 
 
@@ -59,21 +62,31 @@ class Gaussians(NamedTuple):
 
 
 class Poissons(NamedTuple):
-    """K Poisson laws at each place.
+    """K laws of counts at each place: Poisson, at a rate that is log-normal where it is not known.
 
     Args:
-        mean: the rates, [K, …].
+        mean: of the rates, [K, …].
+        variance: of their logarithms, [K, …].
     """
 
     mean: Float[Tensor, "K *place"]
+    variance: Float[Tensor, "K *place"]
 
     def log_likelihood(self, x: Float[Tensor, "..."]) -> Float[Tensor, "K ..."]:
         """Return the log-probability of the counts x under each of the K laws."""
-        return Poisson(self.mean, validate_args=False).log_prob(x)
+        if not self.variance.any():
+            return Poisson(self.mean, validate_args=False).log_prob(x)
+        a = Moments(self.mean.log() - self.variance / 2, self.variance)
+        return log_normal_poisson(a, x.expand_as(self.mean))
 
     def cdf(self, x: Float[Tensor, "*place"]) -> Float[Tensor, "*place"]:
-        """Return P(X ≤ x) of the mixture, for x ≥ 0."""
-        return torch.special.gammaincc(x.floor() + 1, self.mean).mean(0)
+        """Return P(X ≤ x) of the mixture, for x ≥ 0; of unknown rates within 1 / ``RATES``."""
+        parts = RATES if self.variance.any() else 1
+        std, total = self.variance.sqrt(), torch.zeros(()).to(x)
+        for middle in (torch.arange(parts).to(self.mean) + 0.5) / parts:
+            rate = self.mean * torch.exp(std * torch.special.ndtri(middle) - self.variance / 2)
+            total = total + torch.special.gammaincc(x.floor() + 1, rate).mean(0)
+        return total / parts
 
     def quantile(self, p: float) -> Float[Tensor, "*place"]:
         """Return the least count x with P(X ≤ x) ≥ p of the mixture.

@@ -125,7 +125,7 @@ class SeriesModel(nn.Module):
         if isinstance(self.head, GaussianHead):
             spread = torch.exp(2 * self.head.log_std.double())
             return Gaussians(mean, (variance + spread).sqrt())
-        return Poissons(torch.exp(mean + variance / 2))
+        return Poissons(torch.exp(mean + variance / 2), variance)
 
 
 class SeriesTask(Apart):
