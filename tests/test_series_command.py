@@ -207,6 +207,24 @@ def test_intervals_are_of_series_and_levels_within_0_and_1(call, tmp_path):
     ):
         bad = call("evaluate", run, "--intervals", *words)
         assert (bad.exit_code, rule in " ".join(bad.stderr.split())) == (2, True), bad.stderr
+    for words, rule in (
+        (["--level", "0.7"], "--level is of --intervals, which is not there; got [0.7]"),
+        (["--plain"], "--plain is for runs trained by moments, got noise none"),
+    ):
+        bad = call("evaluate", run, *words)
+        assert (bad.exit_code, rule in " ".join(bad.stderr.split())) == (2, True), bad.stderr
+
+
+def test_runs_that_read_the_corpus_in_other_ways_are_not_averaged(call, tmp_path):
+    own = walk(tmp_path / "own.csv")
+    for warmup in (0, 5):
+        words = sets(f"data={own}", *TINY, "seeds=[1]", "epochs=1", f"warmup={warmup}")
+        assert call("run", "--only", "plain", *words).exit_code == 0
+    runs = sorted((tmp_path / "runs").glob("series-*/plain-1-*"))
+    for order in (runs, runs[::-1]):
+        bad = call("evaluate", *order)
+        assert bad.exit_code == 2
+        assert "runs that are averaged must have one warmup, got [" in bad.stderr
 
 
 def test_examples_are_the_same_everywhere(call):

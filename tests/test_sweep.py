@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from lab_cases import corpus, midi_folder
-from noisin.lab import LabError, best, recipe, records, rolls, sweep, train, workers
+from noisin.lab import LabError, best, recipe, records, rolls, sweep, train, trials, workers
 from noisin.lab.sweep import Sweep, Worker
 from noisin.lab.trials import distributions, finished
 from test_cli import call as call  # a fixture
@@ -242,3 +242,15 @@ def test_the_command(call, tmp_path):
     refused = call("sweep", path, "--storage", nobody, "--set", f"data={music}")
     assert refused.exit_code == 2
     assert "must be a database that answers" in refused.output
+
+
+def test_a_file_that_is_no_journal_is_refused_and_kept(tmp_path):
+    path = tmp_path / "mine.txt"
+    for text in ("the only copy", "garbage\n"):
+        path.write_text(text)
+        with pytest.raises(LabError, match=r"a journal of trials; .*mine.txt is neither"):
+            trials.check(str(path))
+        assert path.read_text() == text
+    for text in ("", '{"op_c'):  # new, and torn in its first line
+        path.write_text(text)
+        trials.check(str(path))

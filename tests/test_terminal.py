@@ -84,3 +84,21 @@ cli.main()
     assert ("Traceback" in done.stderr) == debug
     if not debug:
         assert done.stderr.strip() == "noisin: KeyError: 'lost'; --debug shows where"
+
+
+def test_what_is_not_finite_is_a_string_in_json(capsys):
+    terminal.dump({0: {"nll": float("nan"), "rmse": float("inf"), "more": 0.5}})
+    scores = {"nll": "NaN", "rmse": "Infinity", "more": 0.5}
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"0": scores}
+
+
+def test_names_between_colons_are_no_pictures(capsys, monkeypatch):
+    monkeypatch.setattr(terminal.console, "quiet", False)
+    terminal.say(":cat: :smile:")
+    assert capsys.readouterr().out == ":cat: :smile:\n"
+
+
+def test_a_network_larger_than_any_memory_is_refused(call, tmp_path):
+    midi_folder(tmp_path / "music")
+    result = call("run", *sets("data=music", *TINY, "hidden_size=100000000000"))
+    assert (result.exit_code, "there must be memory for it" in result.stderr) == (2, True)

@@ -199,8 +199,9 @@ class Embedding(Dense, nn.Embedding):
     """``torch.nn.Embedding`` with noise on its rows: one draw for a word type.
 
     ``row * Bernoulli(keep=p) @ sequence`` drops whole word types for one call: wherever the word
-    stands, its vector is 0. Held for a step, a word is dropped at one step and kept at another.
-    The batch shares the draw. The row of ``padding_idx`` gets noise as all others do.
+    stands, its vector is 0. Held for a step, a word is dropped at one step and kept at another:
+    T · V numbers are drawn, whatever words occur. The batch shares the draw. The row of
+    ``padding_idx`` gets noise as all others do.
 
     Args:
         num_embeddings: as ``torch.nn.Embedding``, and so all up to ``dtype``.

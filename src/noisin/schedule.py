@@ -61,7 +61,8 @@ class StrengthSchedule:
         The strength is no part of the model's ``state_dict``: keep the schedule's beside it, as
         that of a learning rate. A copy, such as ``AveragedModel`` makes, stays at the strength it
         was copied at, which ``Zoneout`` and ``@ moments`` follow in evaluation: give it a schedule
-        of its own, or the model's strength. What torch compiled is compiled anew for another strength.
+        of its own, or the model's strength. What torch compiled is compiled anew for another
+        strength.
 
     Examples:
         >>> from noisin import LSTM

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import traceback
 from pathlib import Path
@@ -47,6 +46,8 @@ from noisin.lab.terminal import (
     Samples,
     Seed,
     console,
+    dump,
+    encoded,
     errors,
     examples,
     outline,
@@ -142,7 +143,13 @@ def evaluate_command(
         )
     if not all(0 < level < 1 for level in levels):
         raise LabError(f"--level must be within (0, 1), got {levels}")
+    if levels != list(LEVELS) and not intervals:
+        raise LabError(f"--level is of --intervals, which is not there; got {levels}")
     loaded = evaluate.load_all(runs, data_dir)
+    if plain and not any(propagates(run.record.config.noise) for run in loaded):
+        raise LabError(
+            f"--plain is for runs trained by moments, got noise {loaded[0].record.config.noise}"
+        )
     if intervals:
         tell_intervals(loaded, split, samples, levels, seed, as_json)
         return
@@ -151,10 +158,10 @@ def evaluate_command(
     scores = evaluate.evaluate(loaded, split, samples, seed, plain)
     if log_probs is not None:
         with write_aside(log_probs) as file:
-            file.write(json.dumps(evaluate.log_probabilities(loaded[0], split)).encode())
+            file.write(encoded(evaluate.log_probabilities(loaded[0], split)))
         errors.print(f"log-probabilities: {log_probs}", markup=False, soft_wrap=True)
     if as_json:
-        print(json.dumps(scores))
+        dump(scores)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in (split, *scores[0]):

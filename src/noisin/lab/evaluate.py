@@ -98,9 +98,9 @@ def evaluate(
         The scores of each K.
 
     Raises:
-        LabError: draws of a run without noise.
+        LabError: draws of a run without noise, or runs that read the corpus in other ways.
     """
-    _check_draws(runs, samples)
+    _check(runs, samples)
     torch.manual_seed(seed)
     others = [run.task.model for run in runs[1:]]
     with ExitStack() as off:
@@ -109,7 +109,12 @@ def evaluate(
         return runs[0].task.scores(split, (0, *samples), others)
 
 
-def _check_draws(runs: Sequence[Run], samples: Sequence[int]) -> None:
+def _check(runs: Sequence[Run], samples: Sequence[int]) -> None:
+    """Refuse draws without noise, and runs that one pass over the corpus would not serve."""
+    for name in ("train_share", "warmup", *(("window",) if samples else ())):
+        values = [getattr(run.record.config, name, None) for run in runs]
+        if len(set(values)) > 1:
+            raise LabError(f"runs that are averaged must have one {name}, got {values}")
     for run in runs:
         if samples and run.record.config.noise == "none":
             raise LabError(f"draws need noise, and {run.record.row} has none; leave --samples out")
@@ -127,10 +132,11 @@ def forecasts(
         seed: of the draws.
 
     Raises:
-        LabError: a run that is not of series, or draws of one without noise.
+        LabError: a run that is not of series, draws of one without noise, or runs that read the
+            corpus in other ways.
     """
     first = _of_series(runs[0])
-    _check_draws(runs, (draws,) if draws else ())
+    _check(runs, (draws,) if draws else ())
     torch.manual_seed(seed)
     yield from first.forecasts(split, draws, [run.task.model for run in runs[1:]])
 

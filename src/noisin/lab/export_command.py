@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from noisin.lab import hub
-from noisin.lab.terminal import AsJson, DataDir, refusing, say
+from noisin.lab.terminal import AsJson, DataDir, dump, refusing, say
 
 
 @refusing
@@ -25,6 +24,6 @@ def export(
     """Write the model of a run as a folder for the Hugging Face Hub."""
     files = hub.save_pretrained(run, folder, data_dir, license)
     if as_json:
-        print(json.dumps({"folder": str(folder), "files": files}))
+        dump({"folder": str(folder), "files": files})
         return
     say(f"{folder}: {', '.join(files)}")

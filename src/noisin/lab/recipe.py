@@ -305,7 +305,11 @@ def _known(keys: Mapping[str, Any], valid: Sequence[str], where: str) -> None:
 def _told(error: ValidationError) -> str:
     """Return what pydantic found wrong, one line an error."""
     lines: dict[str, str] = {}
-    for one in error.errors():
+    found = error.errors()
+    for one in found:
+        inside = [other for other in found if other["loc"][: len(one["loc"])] == one["loc"]]
+        if one["type"] == "too_short" and len(inside) > 1:
+            continue  # for what is refused inside is left out of the count
         where = ".".join(str(part) for part in one["loc"] if part not in (*TASKS, "config"))
         rule = one["msg"].removeprefix("Value error, ")
         got = "" if isinstance(one["input"], dict) or "got" in rule else f", got {one['input']!r}"

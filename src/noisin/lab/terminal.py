@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic_core import to_json
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -26,8 +26,8 @@ from noisin.lab.task import Corpus
 
 # a pipe has no width of its own
 WIDE = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
-console = Console(highlight=False, width=WIDE)
-errors = Console(stderr=True, highlight=False)
+console = Console(highlight=False, emoji=False, width=WIDE)
+errors = Console(stderr=True, highlight=False, emoji=False)
 shown = {"tracebacks": False}  # --debug
 
 DataDir = Annotated[
@@ -63,7 +63,7 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
             errors.print(f"noisin: {error}", style="red", markup=False, soft_wrap=True)
             raise typer.Exit(2) from None
         except RuntimeError as error:  # torch has no class of its own for this one
-            if "allocate memory" not in str(error):
+            if not any(words in str(error) for words in ("allocate memory", "size calculation")):
                 raise
             errors.print(f"noisin: there must be memory for it; {error}", markup=False)
             raise typer.Exit(2) from None
@@ -87,6 +87,16 @@ def tell_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def encoded(value: Any) -> bytes:
+    """Return JSON; numbers that are not finite are strings, as in records."""
+    return to_json(value, inf_nan_mode="strings")
+
+
+def dump(value: Any) -> None:
+    """Print JSON."""
+    print(encoded(value).decode())
+
+
 def print_json(rows: dict[str, list[Record]]) -> None:
     """Print the table of some rows for programs: a list of rows, with the scores of each seed."""
     found = [
@@ -102,7 +112,7 @@ def print_json(rows: dict[str, list[Record]]) -> None:
         }
         for name, runs in rows.items()
     ]
-    print(json.dumps(found))
+    dump(found)
 
 
 def outline(chosen: Recipe, name: str, row: Row, corpus: Corpus | None = None) -> tasks.AnyModel:
@@ -179,7 +189,7 @@ def tell_intervals(
             k: {name: [asdict(c) for c in own] for name, own in of.items()}
             for k, of in found.items()
         }
-        print(json.dumps(told))
+        dump(told)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in (split, "target", "level", "covered", "mean width"):

@@ -36,6 +36,7 @@ T = TypeVar("T")
 BEAT = "noisin:beat"  # system attribute: a worker's counter
 TAKER = "noisin:taker"  # likewise: who ended a trial that is lost
 LOST, REASON, RUN, AGAIN = "lost", "reason", "run", "again"  # attributes that users see
+_BEGIN = b'{"op_code":'  # of every line of a journal
 PATIENCE = 300.0  # seconds to wait for a storage that does not answer
 
 
@@ -66,20 +67,31 @@ def open_storage(storage: str) -> BaseStorage:
         storage: ``postgresql://…`` or another URL of SQLAlchemy, or the path of a journal file.
 
     Raises:
-        LabError: it is no such URL, or its driver is not installed. What a driver raises while a
-            server does not answer passes through.
+        LabError: it is no such URL, its driver is not installed, or the file is no journal. What a
+            driver raises while a server does not answer passes through.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if "://" not in storage:
         path = Path(storage)
         make_folder(path.parent)
+        _check_journal(path)
         return JournalStorage(JournalFileBackend(str(path), _Lock(path)))
     url = storage.replace("postgresql://", "postgresql+psycopg://", 1)
     try:
         return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         raise LabError(f"--storage must be a database or a journal file; {error}") from None
+
+
+def _check_journal(path: Path) -> None:
+    """Refuse a file that does not begin as a journal, be it a torn one."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        begin = file.read(len(_BEGIN))
+    if not _BEGIN.startswith(begin):
+        raise LabError(f"--storage must be a database or a journal of trials; {path} is neither")
 
 
 def check(storage: str) -> None:
