@@ -1,6 +1,7 @@
 """Texts turned into token numbers: the same however they are cut and shared out."""
 
 import collections
+import os
 
 import numpy as np
 import pytest
@@ -74,3 +75,33 @@ def test_a_killed_worker_is_told_in_words():
     assert next(found) == 1
     with pytest.raises(LabError, match="numbers words was killed, perhaps for want of memory"):
         next(found)
+
+
+def folder_of_texts(path):
+    for split, text in (("train", "a b c\n"), ("valid", "a b\n"), ("test", "b c\n")):
+        (path / f"{split}.txt").write_text(text)
+    return str(path)
+
+
+def test_changed_text_of_the_same_size_and_time_is_numbered_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("NOISIN_CACHE", str(tmp_path / "cache"))
+    before = tokens.load(folder_of_texts(tmp_path))
+    path = tmp_path / "test.txt"
+    about = path.stat()
+    path.write_text("c b\n")
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert path.stat().st_size == about.st_size
+    assert tokens.load(str(tmp_path)).hashes["test"] != before.hashes["test"]
+
+
+def test_text_behind_a_link_may_have_any_name(tmp_path, monkeypatch):
+    """The name of the corpus is that of its folder."""
+    monkeypatch.setenv("NOISIN_CACHE", str(tmp_path / "cache"))
+    before = tokens.load(folder_of_texts(tmp_path))
+    path = tmp_path / "test.txt"
+    try:
+        path.rename(tmp_path / os.fsdecode(b"t\xff.txt"))
+    except OSError:
+        pytest.skip("file names must be UTF-8 here")
+    path.symlink_to(tmp_path / os.fsdecode(b"t\xff.txt"))
+    assert tokens.load(str(tmp_path)).digest() == before.digest()

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import http.server
+import os
 import shutil
 import threading
 import time
@@ -15,9 +16,10 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from lab_cases import benchmark_folder, corpus, midi_folder
+from lab_cases import benchmark_folder, config, corpus, midi_folder
 from lab_cases import rolls as random_rolls
-from noisin.lab import LabError, data, rolls, splitting, store, tokens
+from noisin.lab import LabError, data, rolls, sound, store, tasks, tokens
+from noisin.lab.config import SeriesConfig, WordsConfig
 from noisin.lab.rolls import Note
 from noisin.lab.store import SPLITS
 
@@ -288,11 +290,67 @@ def test_midi_folder_skips_what_cannot_be_read_and_says_so(tmp_path):
     assert [s.split(":")[0] for s in rolls.load(str(folder)).skipped] == ["junk.mid"]
 
 
+def latin(folder, name):
+    """Return a path below a folder whose name is Latin-1, or skip."""
+    path = folder / os.fsdecode(name.encode("latin-1"))
+    try:
+        path.touch()
+    except OSError:
+        pytest.skip("file names must be UTF-8 here")
+    path.unlink()
+    return path
+
+
+def test_midi_file_whose_name_is_not_utf8_is_skipped(tmp_path):
+    folder = midi_folder(tmp_path / "midi")
+    before = rolls.load(str(folder)).digest()
+    shutil.copy(folder / "piece-0.mid", latin(folder, "für.mid"))
+    found = rolls.load(str(folder))
+    assert found.digest() == before
+    assert found.skipped == (r"'f\udcfcr.mid': the name of a file must be UTF-8",)
+
+
+def test_data_whose_name_is_not_utf8_is_refused(tmp_path):
+    """Records hold the name, and JSON is UTF-8."""
+    path = latin(tmp_path, "für")
+    path.mkdir()
+    path.joinpath("train.txt").touch()
+    series = SeriesConfig(data=str(path / "train.txt"))
+    for one in (config(data=str(path)), WordsConfig(data=str(path)), series):
+        with pytest.raises(LabError, match=r"data must be a path in UTF-8; got '.*f\\udcfcr"):
+            tasks.load(one)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_split_of_single_steps_is_refused(tmp_path, monkeypatch, split):
+    """Nothing is scored of a piece of one step, wherever it comes from."""
+    found = corpus()
+    found.splits[split][:] = random_rolls([1, 1])
+    rule = f"each split must have a piece of at least 2 steps, .* the longest of {split} has 1"
+    rolls.write_npz(found, tmp_path / "cache" / rolls.BACH)
+    with pytest.raises(LabError, match=f"^bach: {rule}$"):
+        rolls.load("bach")
+    rolls.write_npz(found, tmp_path / "x.npz")
+    known = dataclasses.replace(rolls.BENCHMARKS["piano-midi"], file="x.npz", digest=found.digest())
+    monkeypatch.setitem(rolls.BENCHMARKS, "piano-midi", known)
+    with pytest.raises(LabError, match=f"^piano-midi: {rule}$"):
+        rolls.load("piano-midi", tmp_path)
+
+
+def test_midi_folder_of_single_steps_is_refused(tmp_path):
+    for interval in range(1, 6):
+        chord = np.zeros((1, 88), np.uint8)
+        chord[0, [30, 30 + interval]] = 1
+        sound.write_midi(chord, tmp_path / f"{interval}.mid")
+    with pytest.raises(LabError, match=r"at least 2 steps, .* the longest of train has 1"):
+        rolls.load(str(tmp_path))
+
+
 @pytest.mark.parametrize("readable", [0, 2])
 def test_midi_folder_without_enough_is_refused(tmp_path, readable):
     folder = midi_folder(tmp_path / "midi", readable) if readable else tmp_path
     (folder / "junk.mid").write_bytes(b"junk")
-    rule = "at least 3 pieces" if readable else "must hold MIDI files .* none of them readable"
+    rule = "at least 3 pieces" if readable else r"hold MIDI files .* none of them readable \(junk"
     with pytest.raises(LabError, match=rule):
         rolls.load(str(folder))
 
@@ -305,6 +363,8 @@ def test_bach_is_read_once_and_holds_each_piece_once():
     assert len(said) <= 1  # unless another test came first
     assert not later
     assert corpus.digest() == again.digest()
+    # tables that are published rest on these splits
+    assert corpus.digest() == "86e2299b5414be7f19404d21c005473b0a3787b952bf5283b323a88e3c74752f"
     pieces = [roll for split in SPLITS for roll in corpus.splits[split]]
     assert len(pieces) == 365
     assert len({(len(p), p.tobytes()) for p in pieces}) == len(pieces)
@@ -329,43 +389,3 @@ def test_those_who_come_at_once_read_bach_once(monkeypatch):
 def test_unknown_corpus_lists_the_known():
     with pytest.raises(LabError, match=r"bach, jsb-chorales, nottingham.*got 'jsb'"):
         rolls.load("jsb")
-
-
-def test_related_pieces_stay_together():
-    """A copy, a transposed copy and an excerpt never end in another split than their origin."""
-    own = {f"piece {i}": roll for i, roll in enumerate(random_rolls([40] * 30, 1, rate=0.1))}
-    for i in range(12):
-        keys = own[f"piece {i}"]
-        keys[:, 80:] = 0  # so that none falls off a third higher
-        own |= {f"copy {i}": keys.copy(), f"excerpt {i}": keys[7:25]}
-        own[f"higher {i}"] = np.roll(keys, 4, 1)
-    groups = splitting.related(own)
-    assert sorted(len(group) for group in groups) == [1] * 18 + [4] * 12
-    splits = splitting.split_by_name("x", own)
-    where = {}
-    for split, pieces in splits.items():
-        for piece in pieces:
-            where[piece.tobytes()] = split
-    for i in range(12):
-        names = [f"{kind} {i}" for kind in ("piece", "copy", "higher", "excerpt")]
-        assert len({where[own[name].tobytes()] for name in names}) == 1
-    assert sorted(len(pieces) for pieces in splits.values())[0] >= 12
-
-
-def test_most_pieces_are_trained_on_however_many_are_related():
-    for names in range(20):
-        theme = random_rolls([40], names, rate=0.1)[0]
-        own = {f"{names} copy {i}": theme for i in range(14)}
-        pieces = random_rolls([40] * 6, 100 + names, rate=0.1)
-        own |= {f"{names} piece {i}": piece for i, piece in enumerate(pieces)}
-        sizes = {split: len(found) for split, found in splitting.split_by_name("x", own).items()}
-        assert sizes["train"] >= 12, sizes
-        assert abs(sizes["valid"] - sizes["test"]) <= 1
-
-
-def test_no_split_stays_empty():
-    for pieces in range(3, 12):
-        own = {f"piece {i}": roll for i, roll in enumerate(random_rolls([20] * pieces, pieces))}
-        sizes = [len(split) for split in splitting.split_by_name("x", own).values()]
-        assert min(sizes) >= 1
-        assert sum(sizes) == pieces

@@ -22,7 +22,7 @@ from noisin.lab import LabError, observations, recipe, rolls
 from noisin.lab.config import DECIDING, MusicConfig, SeriesConfig
 from noisin.lab.files import lines_of, write_aside
 from noisin.lab.observations import Observations
-from noisin.lab.rolls import KEYS, Corpus, Roll
+from noisin.lab.rolls import Corpus, Roll
 from noisin.lab.store import SPLITS
 from noisin.lab.task import Corpus as AnyCorpus
 
@@ -55,23 +55,21 @@ def _smoothed(sounding: Bits, steps: Bits | int) -> Bits:
 
 
 def _nll(p: Bits, keys: Bits) -> float:
-    return -float(np.sum(np.where(keys > 0, np.log(p), np.log1p(-p))))
+    """Return the mean negative log-likelihood of a step."""
+    return -float(np.sum(np.where(keys > 0, np.log(p), np.log1p(-p)))) / len(keys)
 
 
-def _pairs(pieces: Iterable[Roll]) -> tuple[Bits, Bits]:
+def _pairs(pieces: Sequence[Roll]) -> tuple[Bits, Bits]:
     """Return the keys of all steps but the first of each piece, and those one step before."""
-    longer = [piece for piece in pieces if len(piece) > 1]
-    if not longer:
-        return np.zeros((2, 0, KEYS))[0], np.zeros((0, KEYS))
-    now = np.concatenate([piece[1:] for piece in longer]).astype(float)
-    return now, np.concatenate([piece[:-1] for piece in longer]).astype(float)
+    now = np.concatenate([piece[1:] for piece in pieces]).astype(float)
+    return now, np.concatenate([piece[:-1] for piece in pieces]).astype(float)
 
 
 def frequencies(corpus: Corpus) -> dict[str, float]:
     """Score each key by how often it sounds, whatever came before."""
     train = np.concatenate(corpus.splits["train"]).astype(float)
     p = _smoothed(train.sum(0), len(train))
-    return {split: _nll(p, _pairs(of)[0]) / _count(of) for split, of in corpus.splits.items()}
+    return {split: _nll(p, _pairs(of)[0]) for split, of in corpus.splits.items()}
 
 
 def copying(corpus: Corpus) -> dict[str, float]:
@@ -82,12 +80,8 @@ def copying(corpus: Corpus) -> dict[str, float]:
     scores = {}
     for split, pieces in corpus.splits.items():
         now, before = _pairs(pieces)
-        scores[split] = _nll(np.where(before > 0, stays, begins), now) / _count(pieces)
+        scores[split] = _nll(np.where(before > 0, stays, begins), now)
     return scores
-
-
-def _count(pieces: Iterable[Roll]) -> int:
-    return max(1, sum(len(piece) - 1 for piece in pieces))
 
 
 METHODS: Mapping[str, Callable[[Corpus], dict[str, float]]] = {

@@ -132,8 +132,21 @@ def load(
         say: told what takes time.
 
     Raises:
-        LabError: no such corpus, a damaged file, or no readable MIDI file.
+        LabError: no such corpus, a damaged file, no readable MIDI file, or a split of which no step
+            is scored.
     """
+    corpus = _found(name, data_dir, say)
+    for split, rolls in corpus.splits.items():
+        if max(map(len, rolls)) < 2:
+            raise LabError(
+                f"{name}: each split must have a piece of at least 2 steps, for the first is not "
+                f"scored; the longest of {split} has 1"
+            )
+    return corpus
+
+
+def _found(name: str, data_dir: Path | None, say: Callable[[str], None]) -> Corpus:
+    """Return a corpus, wherever it is kept."""
     if name == "bach":
         return _bach(say)
     if name in BENCHMARKS:
@@ -311,6 +324,11 @@ def _midi_folder(folder: Path) -> Corpus:
     for file in files:
         piece = str(file.relative_to(folder))
         try:
+            piece.encode()
+        except UnicodeEncodeError:
+            skipped.append(f"{piece!r}: the name of a file must be UTF-8")
+            continue
+        try:
             score = Score(str(file), ttype="Quarter")
         except (RuntimeError, ValueError, OSError) as error:
             skipped.append(f"{piece}: {error}")
@@ -330,8 +348,9 @@ def _midi_folder(folder: Path) -> Corpus:
         else:
             skipped.append(f"{piece}: no note sounds on a quarter note")
     if not rolls:
+        first = f" ({skipped[0]})" if skipped else ""
         raise LabError(
             f"{folder}: a folder of music must hold MIDI files (.mid, .midi) that can be read; "
-            f"got {len(files)} such files, none of them readable"
+            f"got {len(files)} such files, none of them readable{first}"
         )
     return Corpus(str(folder), split_by_name(str(folder), rolls), tuple(skipped))

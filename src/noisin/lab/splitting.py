@@ -59,7 +59,7 @@ def split_by_name(name: str, rolls: Mapping[str, Roll]) -> dict[str, list[Roll]]
 def related(rolls: Mapping[str, Roll]) -> list[set[str]]:
     """Return the pieces in groups that share passages, in whatever key.
 
-    A passage is PASSAGE steps of which most differ from the one before. Two pieces are related
+    A passage is PASSAGE steps, held ones counted once where most are held. Two pieces are related
     if one of them has a share SHARED of its passages in common with the other.
     """
     passages = {name: _passages(roll) for name, roll in rolls.items()}
@@ -67,26 +67,50 @@ def related(rolls: Mapping[str, Roll]) -> list[set[str]]:
     for name, own in passages.items():
         for passage in own:
             holders.setdefault(passage, []).append(name)
-    common: Counter[tuple[str, str]] = Counter()
-    for names in holders.values():
-        common.update(itertools.combinations(sorted(names), 2))
     group = {name: {name} for name in rolls}
-    for (one, other), count in common.items():
-        shorter = min(len(passages[one]), len(passages[other]))
-        if count >= SHARED * shorter and group[one] is not group[other]:
-            group[one] |= group[other]
-            for name in group[other]:
-                group[name] = group[one]
+
+    def join(one: str, other: str, common: int) -> None:
+        if common >= SHARED * min(len(passages[one]), len(passages[other])):
+            fewer, more = sorted((group[one], group[other]), key=len)
+            more |= fewer
+            group.update(dict.fromkeys(fewer, more))
+
+    for names in holders.values():  # of a family nearly all are joined here, without all its pairs
+        for one, other in itertools.pairwise(names):
+            if group[one] is not group[other]:
+                join(one, other, len(passages[one] & passages[other]))
+    across = {
+        passage: names
+        for passage, names in holders.items()
+        if any(group[name] is not group[names[0]] for name in names)
+    }
+    for one, own in passages.items():
+        found = Counter(itertools.chain.from_iterable(across.get(p, ()) for p in own))
+        for other, common in found.items():
+            if group[one] is not group[other]:
+                join(one, other, common)
     return list({id(names): names for names in group.values()}.values())
 
 
 def _passages(roll: Roll) -> set[bytes]:
-    """Return the passages of a piece, each moved down to its lowest key."""
+    """Return the passages of a piece, the rests around it left out; if it has none, the piece."""
+    sounding = np.flatnonzero(roll.any(axis=1))
+    if not len(sounding):
+        return {b""}
+    roll = roll[sounding[0] : sounding[-1] + 1]
+    new = np.flatnonzero(np.any(roll[1:] != roll[:-1], axis=1)) + 1  # not held from the one before
     found = set()
     for start in range(max(1, len(roll) - PASSAGE + 1)):
         part = roll[start : start + PASSAGE]
-        used = np.flatnonzero(part.any(axis=0))
-        changes = np.any(part[1:] != part[:-1], axis=1).sum()
-        if len(used) and 2 * changes >= len(part) - 1:
-            found.add(part[:, used[0] : used[-1] + 1].tobytes() + bytes([len(part)]))
-    return found or {roll.tobytes()}
+        first, last = np.searchsorted(new, (start + 1, start + len(part)))
+        if 2 * (last - first) >= len(part) - 1:
+            found.add(_in_any_key(part))
+        elif len(new) - first >= PASSAGE - 1:
+            found.add(_in_any_key(roll[[start, *new[first : first + PASSAGE - 1]]]))
+    return found or {_in_any_key(roll[[0, *new]])}
+
+
+def _in_any_key(part: Roll) -> bytes:
+    """Return steps moved down to their lowest key, as bytes."""
+    used = np.flatnonzero(part.any(axis=0))
+    return part[:, used[0] : used[-1] + 1].tobytes() + bytes([len(part)])

@@ -27,7 +27,15 @@ UNITS = {task.metric: task.units for task in (MusicTask, WordTask, SeriesTask)}
 def load(
     config: AnyConfig, data_dir: Path | None = None, say: Callable[[str], None] = lambda _: None
 ) -> Corpus:
-    """Load the corpus of a run."""
+    """Load the corpus of a run.
+
+    Raises:
+        LabError: no such corpus, one that cannot be used, or a name that no record can hold.
+    """
+    try:
+        config.data.encode()
+    except UnicodeEncodeError:
+        raise LabError(f"data must be a path in UTF-8; got {config.data!r}") from None
     if isinstance(config, WordsConfig):
         return tokens.load(config.data, data_dir, say, min_count=config.min_count)
     if isinstance(config, SeriesConfig):

@@ -137,11 +137,18 @@ def load(
     else:
         others = "a text file, or a folder with train.txt, valid.txt and test.txt"
         raise unknown(BENCHMARKS, others, name)
-    stamp = [f"{s.path.resolve()} {s.start} {s.stop} {s.path.stat().st_mtime_ns}" for s in sources]
-    folder = cache_dir() / "tokens" / _sha(*stamp, str(min_count))[:16]
+    stamps = map(_stamp, sources)
+    folder = cache_dir() / "tokens" / _sha(*stamps, str(min_count))[:16]
     if not (folder / "corpus.json").is_file():
         _number(sources, folder, min_count, lambda: say(f"numbering the words of {name}"))
     return read(folder, name)
+
+
+def _stamp(source: Source) -> str:
+    """Return what becomes another when a text is changed, whatever its time is set back to."""
+    about = source.path.stat()
+    times = f"{about.st_mtime_ns} {about.st_ctime_ns} {about.st_ino}"
+    return f"{source.path.resolve()} {source.start} {source.stop} {times}"
 
 
 def _number(sources: list[Source], folder: Path, min_count: int, say: Callable[[], None]) -> None:
@@ -232,4 +239,4 @@ def fetch(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
 
 
 def _sha(*texts: str) -> str:
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    return hashlib.sha256("\0".join(texts).encode(errors="surrogatepass")).hexdigest()
