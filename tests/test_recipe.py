@@ -79,6 +79,8 @@ BAD = [
     ("optimizer = 'nt-asgd'\ntrigger = 25", "lr = 0.5", "below patience = 20, which .*; got 25"),
     ("lr = -1", "lr = 0.5", "lr: .*greater than 0, got -1"),
     ("lr = nan", "lr = 0.5", "lr: .*finite.*got nan"),
+    ("published = { test = nan,", "published = { test = 8.5,", "test: .*finite.*got nan"),
+    ("published = { test = -inf,", "published = { test = 8.5,", "test: .*finite.*got -inf"),
     ("cell = 'lstn'", "lr = 0.5", "cell: .*'lstm'.*got 'lstn'"),
     ("test_samples = [2, 3, 6]", "lr = 0.5", "each must divide the next larger, got"),
     ("[rows.'../x']", "[rows.b]", "a row's name is letters.*got '../x'"),
@@ -130,6 +132,9 @@ def test_an_error_of_the_base_is_told_once(path):
     with pytest.raises(LabError) as caught:
         recipe.load(str(path), ["hidden_size=0"])
     assert str(caught.value).count("hidden_size") == 1
+    with pytest.raises(LabError) as caught:
+        recipe.load(str(path), ["seeds=[-1]"])
+    assert str(caught.value).splitlines()[1:] == []
 
 
 def test_unknown_recipe_names_the_near_one():

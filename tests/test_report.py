@@ -9,6 +9,7 @@ import pytest
 
 from lab_cases import config, corpus, rolls
 from noisin.lab import LabError, panels, records, report, train
+from noisin.lab.config import MusicConfig
 from noisin.lab.report import Estimate, Piece
 from noisin.lab.rows import Published, Row
 from noisin.lab.train import Job
@@ -62,9 +63,11 @@ def test_lines_of_many_runs_are_read_and_one_run_once(done, tmp_path):
     (tmp_path / "all.jsonl").write_text(text)
     assert len(records.read([tmp_path / "all.jsonl"])) == 6
     assert len(records.read([tmp_path, done])) == 6
+    (tmp_path / "all.jsonl").write_text("\n" + text.replace("\n", "\n \r\n\n"))
+    assert len(records.read([tmp_path / "all.jsonl"])) == 6
 
 
-@pytest.mark.parametrize("damage", ["", "{}", '{"schema_version": 2}', "not json"])
+@pytest.mark.parametrize("damage", ["{}", '{"schema_version": 2}', "not json"])
 def test_what_is_no_record_is_refused(tmp_path, damage):
     (tmp_path / "bad.jsonl").write_text(damage + "\n")
     with pytest.raises(LabError, match=r"bad\.jsonl, line 1: no record"):
@@ -193,6 +196,103 @@ def test_runs_under_other_settings_are_rows_of_their_own(done):
     assert [len(runs) for runs in rows.values()] == [3, 3, 3]
     settings = {line.name: line.settings for line in report.summary(rows)}
     assert settings["noisy (lr=0.5)"] == "lr 0.5"
+
+
+def changed(runs, shift=0.0, **settings):
+    """Return runs as if under other settings, their test scores shifted."""
+    found = []
+    for run in runs:
+        config = run.config.model_copy(update=settings)
+        scores = run.scores | {"test": {run.metric: run.test + shift}}
+        own = {"config": config, "hash": config.hash(run.corpus, run.seed), "scores": scores}
+        found.append(run.model_copy(update=own))
+    return found
+
+
+def test_rows_are_compared_with_the_baseline_under_their_settings(done):
+    found = records.read([done])
+    before = {line.name: line for line in report.summary(report.by_row(found))}["noisy"].difference
+    assert before is not None
+    runs = [*found, *changed(found, shift=9.0, epochs=8)]
+    lines = {line.name: line for line in report.summary(report.by_row(runs))}
+    assert set(lines) == {f"{row} (epochs={n})" for row in ("plain", "noisy") for n in (4, 8)}
+    for epochs in (4, 8):
+        noisy, plain = (lines[f"{row} (epochs={epochs})"] for row in ("noisy", "plain"))
+        assert (noisy.baseline, plain.difference) == (f"plain (epochs={epochs})", None)
+        assert noisy.difference is not None
+        assert noisy.difference.mean == pytest.approx(before.mean)
+    heard = report.worth_hearing(report.by_row([run for run in runs if run.best < 99]))
+    assert [name.partition(" ")[0] for name in heard] == ["plain", "noisy"]
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "expected"),
+    [
+        ({"epochs": 8}, [{}, {"epochs": 8}], "plain (epochs=8)"),  # the only variant of its row
+        ({"lr": 0.5}, [{}, {"epochs": 8}], "plain (epochs=4)"),
+        ({"epochs": 9}, [{}, {"epochs": 8}], ""),
+        ({"lr": 0.5}, [{"lr": 0.1}], "plain"),  # nothing to choose from
+    ],
+)
+def test_a_baseline_of_several_settings_is_chosen_by_them(done, own, others, expected):
+    found = records.read([done])
+    plain, noisy = ([run for run in found if run.row == row] for row in ("plain", "noisy"))
+    runs = [*changed(noisy, **own), *(run for one in others for run in changed(plain, **one))]
+    (line,) = [one for one in report.summary(report.by_row(runs)) if one.name == "noisy"]
+    assert line.baseline == expected
+    assert (line.difference is None) == (not expected)
+
+
+def test_averages_of_another_size_are_a_row_of_their_own(done):
+    plain = [one for one in records.read([done]) if one.row == "plain"]
+    made = [
+        one.model_copy(update={"row": "avg", "models": k, "hash": f"{k} of {one.hash}"})
+        for one in plain
+        for k in (2, 3)
+    ]
+    rows = report.by_row([*plain, *made])
+    assert {name: [run.seed for run in runs] for name, runs in rows.items()} == {
+        "plain": [1, 2, 3],
+        "avg (2 models)": [1, 2, 3],
+        "avg (3 models)": [1, 2, 3],
+    }
+
+
+def test_a_seed_is_in_a_mean_once(done):
+    """Runs of the same settings and seed are of another hash where numbers have changed since."""
+    found = records.read([done])
+    old, older = (
+        [run.model_copy(update={"hash": version + run.hash}) for run in changed(found, shift)]
+        for version, shift in (("old", 1.0), ("older", 2.0))
+    )
+    rows = report.by_row([*old, *older[:2], *found, *found])
+    seeds = {name: [run.seed for run in runs] for name, runs in rows.items()}
+    again = [run.seed for run in older[:2] if run.row == "plain"]
+    assert seeds["plain"] == seeds["plain (another version)"] == [1, 2, 3]
+    assert seeds.get("plain (another version, 2)", []) == again
+    assert sum(map(len, rows.values())) == 14
+    assert rows["plain"] == [run for run in found if run.row == "plain"]
+    lines = {line.name: line for line in report.summary(rows)}
+    assert lines["noisy"].baseline == "plain"
+    assert lines["noisy (another version)"].baseline == "plain (another version)"
+
+
+def test_the_hash_of_a_record_is_that_of_its_settings(done):
+    found = records.read([done])
+    assert all(run.current for run in found)
+    assert all(run.current for run in changed(found, lr=0.5))
+    pairs = [run.model_copy(update={"models": 2}) for run in found]
+    assert not any(run.current for run in pairs)
+
+
+def test_settings_are_copied_a_few_times_a_record(done, monkeypatch):
+    calls, copied = [], MusicConfig.without_path
+    monkeypatch.setattr(MusicConfig, "without_path", lambda c: calls.append(1) or copied(c))
+    found = records.read([done])
+    many = [run.model_copy(update={"seed": seed}) for run in found for seed in range(20)]
+    (rows,) = report.sections(many).values()
+    report.summary(rows)
+    assert len(calls) < 5 * len(many)
 
 
 def test_where_the_data_lies_makes_no_other_row(done):

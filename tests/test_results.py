@@ -93,11 +93,15 @@ def test_every_trial_is_kept(searched):
 
 
 def test_files_of_something_else_are_refused(tmp_path):
-    (tmp_path / "a.trials.json").write_text("{}")
-    with pytest.raises(LabError, match="trials of a sweep"):
-        spent.read([tmp_path])
-    (tmp_path / "a.baselines.json").write_text("{}\n")
-    with pytest.raises(LabError, match="must be baselines"):
+    for damage, rule in (("{}", "; recipe: Field required"), ("x = 1", "; Invalid JSON: .*")):
+        (tmp_path / "a.trials.json").write_text(damage)
+        rule = rf"a\.trials\.json: must be the trials of a sweep{rule}"
+        with pytest.raises(LabError) as caught:
+            spent.read([tmp_path])
+        assert re.search(rule + "$", str(caught.value))
+        assert "\n" not in str(caught.value)
+    (tmp_path / "a.baselines.json").write_text("\n{}\n")
+    with pytest.raises(LabError, match=r"must be baselines, one a line; data: Field required$"):
         baselines.read([tmp_path])
 
 
@@ -142,22 +146,36 @@ def test_tables_as_markdown_and_page(call, tmp_path, searched):
 
 
 @pytest.mark.parametrize(
-    ("test", "rival", "word"),
+    ("paper", "test", "rival", "word", "share"),
     [
-        *((50.9, False, "reproduced"), (51.1, False, "worse")),
-        *((48.9, False, "better"), (49.1, False, "reproduced")),
-        *((50.1, True, "worse"), (49.9, True, "better")),  # of another model: there to be beaten
+        *((50, 50.9, False, "reproduced", "+1.8 %"), (50, 51.1, False, "worse", "+2.2 %")),
+        *((50, 48.9, False, "better", "-2.2 %"), (50, 49.1, False, "reproduced", "-1.8 %")),
+        # of another model: there to be beaten
+        *((50, 50.1, True, "worse", "+0.2 %"), (50, 49.9, True, "better", "-0.2 %")),
+        # of densities
+        *((-50, -51.1, False, "better", "-2.2 %"), (-50, -48.9, False, "worse", "+2.2 %")),
+        *((-50, -50.9, False, "reproduced", "-1.8 %"), (-50, 1.0, True, "worse", "+102.0 %")),
+        *((0, 0.5, False, "worse", ""), (0, -0.5, True, "better", "")),
     ],
 )
-def test_what_counts_as_reproduced(test, rival, word, tmp_path):
+def test_what_counts_as_reproduced(paper, test, rival, word, share, tmp_path):
     record = train.run(job(tmp_path, epochs=1), corpus())
     scores = record.scores | {"test": {"unscored": test, "scored": test}}
-    published = {"test": 50.0, "source": "A paper", "rival": rival}
+    published = {"test": paper, "source": "A paper", "rival": rival}
     data = record.model_dump() | {"scores": scores, "published": published}
     again = type(record).model_validate(data)
     (line,) = report.summary(report.by_row([again]))
-    assert markdown._row(line, [again], "")[4] == word
+    assert markdown._row(line, [again], "")[3:5] == [share, word]
     assert ("A paper, another model" in "".join(markdown._notes({"a": [again]}))) == rival
+
+
+def test_a_label_is_one_cell(tmp_path):
+    record = train.run(job(tmp_path, epochs=1), corpus())
+    odd = {record.row: [record.model_copy(update={"label": "x|y\r\nz"})]}
+    for lines in (markdown.table(odd, []), markdown._notes(odd)[1:4]):
+        head, _, row = lines
+        assert row.startswith(r"| x\|y z | ")
+        assert len(re.findall(r"(?<!\\)\|", row)) == head.count("|")
 
 
 def test_trials_have_no_score_of_the_test_split_and_have_not_diverged(searched):

@@ -22,6 +22,7 @@ from noisin.lab import LabError, observations, recipe, rolls
 from noisin.lab.config import DECIDING, MusicConfig, SeriesConfig
 from noisin.lab.files import lines_of, write_aside
 from noisin.lab.observations import Observations
+from noisin.lab.records import told
 from noisin.lab.rolls import Corpus, Roll
 from noisin.lab.store import SPLITS
 from noisin.lab.task import Corpus as AnyCorpus
@@ -208,8 +209,9 @@ def read(paths: Iterable[Path]) -> dict[str, list[Baseline]]:
     for path in paths:
         for file in sorted(path.rglob(f"*{ENDING}")) if path.is_dir() else ():
             try:
-                for one in map(Baseline.model_validate_json, lines_of(file)):
+                for one in map(Baseline.model_validate_json, filter(str.strip, lines_of(file))):
                     found.setdefault(one.corpus, {})[one.label] = one
             except (OSError, UnicodeDecodeError, ValidationError) as error:
-                raise LabError(f"{file}: must be baselines, one a line; {error}") from None
+                why = told(error) if isinstance(error, ValidationError) else error
+                raise LabError(f"{file}: must be baselines, one a line; {why}") from None
     return {corpus: list(own.values()) for corpus, own in found.items()}

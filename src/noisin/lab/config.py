@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -156,6 +156,18 @@ class Config(BaseModel):
                 del settings[name]
         text = json.dumps([self.version, settings, *map(str, more)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def run_hash(self, corpus: str, seed: int, decides: Sequence[str] = (), models: int = 1) -> str:
+        """Return the hash of a run, or of an average.
+
+        Args:
+            corpus: sha256.
+            seed: of the run, or of the first model.
+            decides: what else decides its numbers; see ``Ranks.decides``.
+            models: of an average; 1 of a run.
+        """
+        average = (f"{models} models",) if models > 1 else ()
+        return self.hash(corpus, seed, *decides, *average)
 
     @property
     def version(self) -> object:

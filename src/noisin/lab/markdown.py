@@ -115,10 +115,10 @@ def _row(line: Line, runs: Sequence[Record], trials: str, draws: Sequence[int] =
     test, published = line.scores["test"], runs[0].published
     difference = verdict = ""
     if test is not None and published is not None:
-        share = test.mean / published.test - 1
-        difference = f"{100 * share:+.1f} %"
-        close = abs(share) <= CLOSE and not published.rival
-        verdict = "reproduced" if close else "better" if share < 0 else "worse"
+        apart, size = test.mean - published.test, abs(published.test)
+        difference = f"{100 * apart / size:+.1f} %" if size else ""
+        close = abs(apart) <= CLOSE * size and not published.rival
+        verdict = "reproduced" if close else "better" if apart < 0 else "worse"
     return [
         line.label,
         f"{published.test:g}" if published is not None else "",
@@ -140,13 +140,17 @@ def _notes(rows: dict[str, list[Record]]) -> list[str]:
         one.source + (", another model" if one.rival else "") for one in published if one
     )
     found = ["", f"Published: {'; '.join(sources)}."] if sources else []
-    found += ["", "| method | noise | settings |", "|---|---|---|"]
-    found += [f"| {line.label} | `{line.noise}` | {line.settings} |" for line in lines]
+    cells = [[line.label, f"`{line.noise}`", line.settings] for line in lines]
+    found += ["", *_table([["method", "noise", "settings"], *cells])]
     found += [f"\n{line.label}: {line.note.rstrip('.')}." for line in lines if line.note]
     found += [f"\n{line.label} diverged, {why}." for line in lines for why in line.diverged]
     return found
 
 
 def _table(cells: Sequence[Sequence[str]]) -> list[str]:
-    rows = ["| " + " | ".join(row) + " |" for row in cells]
+    rows = ["| " + " | ".join(map(_cell, row)) + " |" for row in cells]
     return [rows[0], "|" + "---|" * len(cells[0]), *rows[1:]]
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.splitlines()).replace("|", r"\|")

@@ -165,6 +165,13 @@ class Record(BaseModel):
         """The best validation score while training; infinite before the first epoch."""
         return self.valid(self.best_epoch) if self.best_epoch else math.inf
 
+    @property
+    def current(self) -> bool:
+        """Whether its hash is what its settings have now; those of other versions have another."""
+        on = self.environment
+        decides = layout_of(on.processes, on.precision, on.accelerator)
+        return self.hash == self.config.run_hash(self.corpus, self.seed, decides, self.models)
+
     def valid(self, epoch: int) -> float:
         """Return the validation score of an epoch."""
         return self.history[epoch - 1].valid[self.metric]
@@ -256,9 +263,15 @@ def _lines(file: Path) -> Iterable[Record]:
     except (OSError, UnicodeDecodeError) as error:
         raise LabError(f"{file}: must be a file of records; {error}") from None
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             yield Record.model_validate_json(line)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "line"
-            raise LabError(f"{file}, line {number}: no record; {where}: {first['msg']}") from None
+            raise LabError(f"{file}, line {number}: no record; {told(error)}") from None
+
+
+def told(error: ValidationError) -> str:
+    """Return in a line what pydantic found wrong first, and where."""
+    first = error.errors()[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))

@@ -13,7 +13,6 @@ from typing import Any
 
 from noisin.lab import pages, panels, sound, tasks
 from noisin.lab.baselines import Baseline
-from noisin.lab.config import Config
 from noisin.lab.records import Record
 from noisin.lab.rolls import Roll
 from noisin.lab.spent import Spent, count
@@ -103,26 +102,76 @@ class Piece:
 
 
 def by_row(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Return the runs of each row, seeds in order.
+    """Return the runs of each row, seeds in order, no seed twice.
 
-    Runs of one row under different settings are rows of their own, named by what differs.
+    Runs of one row under different settings are rows of their own, named by what differs. So are
+    those of a version that gave other numbers, which have another hash.
     """
-    rows: dict[tuple[str, str], list[Record]] = {}
+    found: dict[tuple[Any, ...], list[dict[int, Record]]] = {}
     for record in sorted(records, key=lambda r: r.seed):
-        settings = record.config.without_path().model_dump_json() + record.environment.layout
-        settings += record.corpus
-        rows.setdefault((record.row, settings), []).append(record)
-    variants = {row: [r for (name, _), r in rows.items() if name == row] for row, _ in rows}
-    named = {}
-    for (row, _), runs in rows.items():
-        several = variants[row]
-        told = differing([other[0].config.without_path() for other in several])
-        config, corpora = runs[0].config.without_path(), {other[0].corpus for other in several}
-        parts = [f"{key}={getattr(config, key)}" for key in told]
-        parts += [f"sha256 {runs[0].corpus[:8]}"] if len(corpora) > 1 and "data" not in told else []
-        extra = ", ".join(filter(None, [*parts, runs[0].environment.layout]))
-        named[f"{row} ({extra})" if extra and len(several) > 1 else row] = runs
+        lots = found.setdefault((record.row, *_traits(record).items()), [])
+        for lot in lots:
+            if lot.setdefault(record.seed, record).hash == record.hash:
+                break
+        else:
+            lots.append({record.seed: record})
+    rows: dict[str, list[list[Record]]] = {}
+    for (row, *_), lots in found.items():
+        rows.setdefault(row, []).extend([*lot.values()] for lot in lots)
+    return {name: runs for row, own in rows.items() for name, runs in _named(row, own).items()}
+
+
+def _traits(run: Record) -> dict[str, Any]:
+    """Return what the runs of a line in a table have in common."""
+    about = {"corpus": run.corpus, "models": run.models, "current": run.current}
+    config = run.config.without_path().model_dump()
+    return {**config, **about, "layout": run.environment.layout}
+
+
+def _named(row: str, variants: Sequence[list[Record]]) -> dict[str, list[Record]]:
+    """Return the variants of a row by names that say what differs."""
+    pairs = [(_traits(runs[0]), runs) for runs in variants]
+    told = differing([traits for traits, _ in pairs])
+    corpora: dict[str, set[str]] = {}
+    for traits, _ in pairs:
+        corpora.setdefault(traits["data"], set()).add(traits["corpus"])
+    named, times = {}, Counter[str]()
+    for traits, runs in sorted(pairs, key=lambda pair: not pair[0]["current"]):
+        parts = [f"{k}={traits[k]}" for k in type(runs[0].config).model_fields if k in told]
+        parts += [f"sha256 {traits['corpus'][:8]}"] * (len(corpora[traits["data"]]) > 1)
+        parts += [f"{runs[0].models} models"] * ("models" in told and runs[0].models > 1)
+        extra = ", ".join(filter(None, [*parts, traits["layout"]]))
+        again = times[extra]
+        version = ["another version"] * (again > 0) + [str(again)] * (again > 1)
+        times[extra] += 1
+        extra = ", ".join(filter(None, [extra, *version]))
+        named[f"{row} ({extra})" if extra and len(pairs) > 1 else row] = runs
     return named
+
+
+def compared(rows: dict[str, list[Record]]) -> dict[str, str]:
+    """Return the name of the row that each is compared with; empty where there is none.
+
+    Of several variants of a baseline it is the one that agrees in all in which they differ, or in
+    as much of it as tells the row's own variants apart.
+    """
+    traits = {name: _traits(runs[0]) for name, runs in rows.items()}
+    variants: dict[str, list[str]] = {}
+    for name, runs in rows.items():
+        variants.setdefault(runs[0].row, []).append(name)
+    differ = {row: differing([traits[name] for name in own]) for row, own in variants.items()}
+
+    def reference(name: str, row: str, base: str) -> str:
+        if base == row or base not in variants:
+            return ""
+        for keys in (differ[base], [key for key in differ[base] if key in differ[row]]):
+            own = [traits[name].get(key) for key in keys]
+            alike = [n for n in variants[base] if [traits[n].get(key) for key in keys] == own]
+            if len(alike) == 1:
+                return alike[0]
+        return base if base in rows else ""
+
+    return {name: reference(name, runs[0].row, runs[0].baseline) for name, runs in rows.items()}
 
 
 def worth_hearing(rows: dict[str, list[Record]]) -> list[str]:
@@ -135,38 +184,41 @@ def worth_hearing(rows: dict[str, list[Record]]) -> list[str]:
     noisy = [name for name in done if rows[name][0].config.noise != "none"]
     if not noisy:
         return done[:1]
-    base = rows[noisy[0]][0].baseline
+    base = compared(rows)[noisy[0]]
     return [base, noisy[0]] if base in done and base != noisy[0] else noisy[:1]
 
 
-def differing(configs: Sequence[Config]) -> list[str]:
+def differing(dumps: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the settings in which some configurations differ."""
-    dumps = [config.model_dump() for config in configs]
     keys = dict.fromkeys(key for dump in dumps for key in dump)
     return [key for key in keys if any(d.get(key) != dumps[0].get(key) for d in dumps)]
 
 
 def summary(rows: dict[str, list[Record]]) -> list[Line]:
     """Return the lines of a table, the runs of each row in one."""
-    told = differing([runs[0].config for runs in rows.values()])
+    told = differing([runs[0].config.model_dump() for runs in rows.values()])
     settings = [key for key in told if key not in ("noise", "data")]
-    return [_line(name, runs, rows.get(runs[0].baseline), settings) for name, runs in rows.items()]
+    bases = compared(rows)
+    return [_line(name, rows, bases[name], settings) for name in rows]
 
 
-def _line(
-    name: str, runs: list[Record], base: list[Record] | None, settings: Sequence[str]
-) -> Line:
+def _label(name: str, rows: dict[str, list[Record]]) -> str:
+    first = rows[name][0]
+    return first.label if name == first.row else name
+
+
+def _line(name: str, rows: dict[str, list[Record]], base: str, settings: Sequence[str]) -> Line:
+    runs = rows[name]
     done = [run for run in runs if run.status == "finished"]
     first, config = runs[0], runs[0].config
-    compared = base if base is not None and base is not runs else []
-    reference = {run.seed: run.test for run in compared if "test" in run.scores}
+    reference = {run.seed: run.test for run in rows.get(base, ()) if "test" in run.scores}
     draws = sorted({k for run in done for k in run.monte_carlo})
     tested = [run for run in done if "test" in run.scores]  # the trials of a search are not
     own = {key: getattr(config, key) for key in settings if hasattr(config, key)}
     layout = filter(None, [first.environment.layout])
     return Line(
         name=name,
-        label=first.label if name == first.row else name,
+        label=_label(name, rows),
         noise=config.noise,
         settings=", ".join([*(f"{key} {value}" for key, value in own.items()), *layout]),
         note=first.note,
@@ -179,7 +231,7 @@ def _line(
             [r.scores["test"]["scored"] for r in tested if "scored" in r.scores["test"]]
         ),
         difference=Estimate.of([r.test - reference[r.seed] for r in tested if r.seed in reference]),
-        baseline=compared[0].label if compared else "",
+        baseline=_label(base, rows) if base else "",
         published=f"{first.published.test} ({first.published.source})" if first.published else "",
         seeds=len(done),
         epochs=Estimate.of([len(run.history) for run in done if run.models == 1]),
@@ -199,14 +251,15 @@ def sections(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
     Recipes of one title are told apart by their names.
     """
     tables: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        own = {
-            (r.corpus, r.config.without_path().data) for r in records if r.recipe == record.recipe
-        }
-        name = record.config.without_path().data
-        named = [corpus for corpus, data in own if data == name]
-        which = name if len(named) == 1 else f"{name}, sha256 {record.corpus[:8]}"
-        heading = record.title if len(own) == 1 else f"{record.title} ({which})"
+    names = [record.config.without_path().data for record in records]
+    corpora: dict[str, dict[str, set[str]]] = {}
+    for record, name in zip(records, names, strict=True):
+        corpora.setdefault(record.recipe, {}).setdefault(name, set()).add(record.corpus)
+    for record, name in zip(records, names, strict=True):
+        own = corpora[record.recipe]
+        which = name if len(own[name]) == 1 else f"{name}, sha256 {record.corpus[:8]}"
+        alone = len(own) == len(own[name]) == 1
+        heading = record.title if alone else f"{record.title} ({which})"
         tables.setdefault((heading, record.recipe), []).append(record)
     titles = Counter(heading for heading, _ in tables)
     return {

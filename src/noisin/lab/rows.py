@@ -21,7 +21,7 @@ class Published(BaseModel):
         rival: whether it is the best number of another model, to beat and not to reproduce.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     test: float
     source: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +17,7 @@ from noisin.lab import (
     evaluate,
     jobs,
     recipe,
+    records,
     report,
     tasks,
     together,
@@ -27,6 +28,7 @@ from noisin.lab.files import cores, make_folder
 from noisin.lab.observations import Observations
 from noisin.lab.ranks import FabricRanks, Layout, Ranks, check_cut
 from noisin.lab.records import Record
+from noisin.lab.report import Piece
 from noisin.lab.rows import Recipe
 from noisin.lab.samples import LENGTHS, draw_sample
 from noisin.lab.task import Corpus
@@ -104,10 +106,10 @@ def run(
         averages.do(found.jobs, found.corpora, say)
         bases = _baselines(found.corpora.values(), found.folder)
         done = jobs.finished(found.table)
-        _finish(done, found.folder, data_dir, bases)
+        undrawn = _finish(done, found, bases)
         if as_json:
             print_json(report.by_row(done))
-        _tell_diverged(jobs.finished(runs))
+        _tell_failed(jobs.finished(runs), undrawn)
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,8 @@ class _Plan:
         corpora: by ``corpus_key``.
         folder: of the runs.
         jobs: the runs.
-        table: the runs of all rows, which the report shows where they are done.
+        table: the runs of all rows whose corpus is loaded, or known from runs that are done; the
+            report shows those that are.
     """
 
     recipe: Recipe
@@ -152,10 +155,24 @@ def _planned(
             check_cut(settings.config, ranks.size)
     layout = "-".join(ranks.decides).replace(" ", "-")
     folder = out / "-".join(filter(None, (chosen.name, chosen.variant, layout)))
+    baselines.read([folder])  # refused now, not after all runs
     digests = {key: corpus.digest() for key, corpus in corpora.items()}
-    table = jobs.plan(whole.on(digests), folder, digests, decides=ranks.decides)
     planned = jobs.plan(chosen, folder, digests, tensorboard, ranks.decides)
+    digests |= _known(whole, folder, digests)
+    table = jobs.plan(whole.on(digests), folder, digests, decides=ranks.decides)
     return _Plan(chosen, corpora, folder, planned, table)
+
+
+def _known(whole: Recipe, folder: Path, loaded: Container[CorpusKey]) -> dict[CorpusKey, str]:
+    """Return the sha256 of corpora that are not loaded, by the last run on each."""
+    keys = {corpus_key(row.config) for row in whole.rows.values()}
+    missing = {key for key in keys if key not in loaded}
+    paths = folder.glob("*/record.json") if missing else ()
+    found = {}
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns):
+        record = records.read([path])[0]
+        found[corpus_key(record.config)] = record.corpus
+    return {key: found[key] for key in missing if key in found}
 
 
 def _corpora(chosen: Recipe, data_dir: Path | None) -> dict[CorpusKey, Corpus]:
@@ -170,45 +187,59 @@ def _corpora(chosen: Recipe, data_dir: Path | None) -> dict[CorpusKey, Corpus]:
 
 
 def _baselines(corpora: Iterable[Corpus], folder: Path) -> dict[str, list[Baseline]]:
-    """Score series without a network, and leave the scores beside the runs."""
+    """Score series without a network, and leave the scores beside the runs, with those there."""
     series = [one for one in corpora if isinstance(one, Observations)]
     found = {one.digest(): baselines.of_series(one, say) for one in series}
+    known = baselines.read([folder])
+    for corpus, own in found.items():
+        both = {one.label: one for one in (*known.get(corpus, ()), *own)}
+        known[corpus] = [*both.values()]
     if any(found.values()):
-        every = itertools.chain(*found.values())
+        every = itertools.chain(*known.values())
         baselines.write(every, folder / f"series{baselines.ENDING}")
-    return found
+    return known
 
 
-def _finish(
-    done: list[Record],
-    folder: Path,
-    data_dir: Path | None,
-    bases: Mapping[str, list[Baseline]],
-) -> None:
-    """Print the table, write samples and the report."""
+def _finish(done: list[Record], found: _Plan, bases: Mapping[str, list[Baseline]]) -> list[str]:
+    """Print the table, write samples and the report; return what could not be drawn, and why."""
     tables = report.sections(done)
     for heading, rows in tables.items():
         if len(tables) > 1:
             say(heading)
         print_table(rows)
-    rows = report.by_row(done)
-    for one in itertools.chain(*bases.values()):
-        scores = ", ".join(f"{split} {score:.3f}" for split, score in one.scores.items())
-        say(f"{one.label}, no network: {scores}")
-    pieces = []
+        for one in bases.get(next(iter(rows.values()))[0].corpus, ()):
+            scores = ", ".join(f"{split} {score:.3f}" for split, score in one.scores.items())
+            say(f"{one.label}, no network: {scores}")
+    pieces, undrawn = _samples(done, found)
+    report.write(done, found.folder / "report.html", pieces=pieces, baselines=bases)
+    say(f"report: {found.folder / 'report.html'}")
+    if pieces:
+        say(f"samples: {found.folder / 'samples'}")
+    return undrawn
+
+
+def _samples(done: list[Record], found: _Plan) -> tuple[list[Piece], list[str]]:
+    """Draw samples of the best rows on the corpora that are loaded."""
+    corpora = {corpus.digest(): corpus for corpus in found.corpora.values()}
+    rows = report.by_row([record for record in done if record.corpus in corpora])
+    pieces, undrawn = [], []
     for name in report.worth_hearing(rows):
         best = min((r for r in rows[name] if r.status == "finished"), key=lambda r: r.best)
-        run = evaluate.load(folder / f"{best.row}-{best.seed}-{best.hash}", data_dir)
-        stem = folder / "samples" / name
-        pieces.append(draw_sample(run, stem, LENGTHS, seed=1))
-    report.write(done, folder / "report.html", pieces=pieces, baselines=bases)
-    say(f"report: {folder / 'report.html'}")
-    if pieces:
-        say(f"samples: {folder / 'samples'}")
+        path = found.folder / f"{best.row}-{best.seed}-{best.hash}"
+        try:
+            run = evaluate.load(path, corpus=corpora[best.corpus])
+            pieces.append(draw_sample(run, found.folder / "samples" / name, LENGTHS, seed=1))
+        except LabError as error:
+            undrawn.append(f"no sample of {name}: {error}")
+    return pieces, undrawn
 
 
-def _tell_diverged(done: list[Record]) -> None:
-    """Refuse to call a command done of which runs diverged."""
-    diverged = [record for record in done if record.status == "diverged"]
-    if diverged:
-        raise LabError("\n".join(f"{r.row}, seed {r.seed} diverged: {r.reason}" for r in diverged))
+def _tell_failed(done: list[Record], undrawn: list[str]) -> None:
+    """Refuse to call a command done of which runs diverged, or samples could not be drawn."""
+    diverged = [
+        f"{record.row}, seed {record.seed} diverged: {record.reason}"
+        for record in done
+        if record.status == "diverged"
+    ]
+    if failed := [*diverged, *undrawn]:
+        raise LabError("\n".join(failed))

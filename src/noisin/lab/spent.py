@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from noisin.lab import LabError
+from noisin.lab.records import told
 
 ENDING = ".trials.json"
 State = Literal["finished", "failed", "pruned"]
@@ -115,4 +116,5 @@ def read_one(file: Path) -> Spent:
     try:
         return Spent.model_validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:
-        raise LabError(f"{file}: must be the trials of a sweep; {error}") from None
+        why = told(error) if isinstance(error, ValidationError) else error
+        raise LabError(f"{file}: must be the trials of a sweep; {why}") from None

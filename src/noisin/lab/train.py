@@ -54,8 +54,7 @@ class Job:
     @property
     def hash(self) -> str:
         """Hash of settings, corpus and seed."""
-        models = (f"{self.row.models} models",) if self.row.models > 1 else ()
-        return self.row.config.hash(self.corpus, self.seed, *self.decides, *models)
+        return self.row.config.run_hash(self.corpus, self.seed, self.decides, self.row.models)
 
     @property
     def path(self) -> Path:
