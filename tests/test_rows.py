@@ -29,7 +29,7 @@ def test_all_rows_are_here():
     assert counts == {
         "bach": 3,
         "fast-dropout": 11,
-        "beyond-music": 16,
+        "beyond-music": 17,
         "initialization": 9,
         "jsb-chorales": 5,
         "muse-data": 5,
