@@ -295,7 +295,7 @@ def latin(folder, name):
     path = folder / os.fsdecode(name.encode("latin-1"))
     try:
         path.touch()
-    except OSError:
+    except OSError:  # macOS refuses such a name
         pytest.skip("file names must be UTF-8 here")
     path.unlink()
     return path
