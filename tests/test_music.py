@@ -6,7 +6,7 @@ import torch
 
 from conftest import assert_close_to_float64
 from lab_cases import benchmark_folder, config, corpus
-from noisin.lab import rolls
+from noisin.lab import music, rolls
 from noisin.lab.music import MusicModel, MusicTask, batch_of
 
 
@@ -144,6 +144,49 @@ def test_one_draw_is_the_mean_of_the_log_likelihoods():
     off = abs(together[1]["unscored"] - float(np.mean(drawn))) / (spread * (2 / 40) ** 0.5)
     assert off < 6
     assert together[40]["unscored"] < together[1]["unscored"]
+
+
+@pytest.mark.parametrize("models", [1, 2])
+@pytest.mark.parametrize("at_once", [1, 2**15])
+def test_factorised_averages_each_keys_probability(models, at_once, monkeypatch):
+    """It is the mean of probabilities of one key, its logarithm summed over keys, on any draws."""
+    monkeypatch.setattr(music, "AT_ONCE", at_once)  # draws at a time
+    one = task(noise="hidden * Gaussian(1.0) @ sequence")
+    torch.manual_seed(5)
+    others = [MusicModel(config(noise="hidden * Gaussian(1.0)")) for _ in range(models - 1)]
+    kept = []  # the probability of what came, [draws, steps, keys], as it was drawn
+
+    def heard(each):
+        def call(model, batch, samples=1):
+            found = each(model, batch, samples)
+            kept.append(found[:, batch.valid & ~batch.first].double().exp())
+            return found
+
+        return call
+
+    monkeypatch.setattr(MusicModel, "each", heard(MusicModel.each))
+    scores = one.scores("test", (0, 1, 2, 4), others)
+    made = 4 if at_once > 1 else 1
+    calls = models * (1 + 4 // made)  # a batch: the plain networks, then their draws
+    found = {k: [] for k in scores}
+    for begin in range(0, len(kept), calls):
+        parts = torch.cat(kept[begin : begin + calls]).split([models, 4 * models])
+        drawn = parts[1].unflatten(0, (-1, models, made)).transpose(1, 2).flatten(0, 2)
+        for k, steps in found.items():
+            groups = (drawn if k else parts[0]).unflatten(0, (-1, max(k, 1) * models))
+            steps.append(groups.mean(1).log().sum(-1).mean(0))
+    for k, steps in found.items():
+        expected = -torch.cat(steps).mean().item()
+        assert ("factorised" in scores[k]) == (max(k, 1) * models > 1)
+        got = scores[k].get("factorised", scores[k]["unscored"])
+        assert got == pytest.approx(expected, rel=1e-6)
+    assert scores[4]["factorised"] != scores[4]["unscored"]
+
+
+def test_factorised_of_one_network_twice_is_its_own_score():
+    one = task()
+    twice = one.scores("test", (0,), others=[one.model])[0]
+    assert twice["factorised"] == pytest.approx(one.score("test")["unscored"], rel=1e-6)
 
 
 def test_models_are_averaged_as_distributions():

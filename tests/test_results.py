@@ -198,6 +198,22 @@ def test_averages_over_draws_stand_beside_the_scores(tmp_path):
     assert "draws" not in markdown.table({"noisy": [once]}, [])[0]
 
 
+def test_averages_key_by_key_stand_beside_the_scores(tmp_path):
+    """Those over the most draws, or over models; no column where there is none."""
+    plain = train.run(job(tmp_path, epochs=1, noise="none"), corpus())
+    assert "key by key" not in markdown.table({"plain": [plain]}, [])[0]
+    drawn = {k: {"unscored": 1.0, "scored": 1.0, "factorised": k + 0.5} for k in (1, 5, 25)}
+    noisy = plain.model_copy(update={"row": "noisy", "monte_carlo": drawn})
+    test = plain.scores["test"] | {"factorised": 3.25}
+    three = {"row": "three", "models": 3, "scores": plain.scores | {"test": test}}
+    rows = {"plain": [plain], "noisy": [noisy], "three": [plain.model_copy(update=three)]}
+    head, _, *lines = markdown.table(rows, [])
+    place = [cell.strip() for cell in head.split("|")].index("key by key")
+    assert [line.split("|")[place].strip() for line in lines] == ["", "25.50", "3.250"]
+    report.write([run for runs in rows.values() for run in runs], tmp_path / "report.html")
+    assert "<th>key by key</th>" in (tmp_path / "report.html").read_text()
+
+
 def test_trials_without_a_score_are_told():
     text = '{"number": 0, "state": "%s", "valid": null, "settings": {}}'
     trials = [spent.Trial.model_validate_json(text % one) for one in ("pruned", "failed", "pruned")]

@@ -88,10 +88,16 @@ class BernoulliHead(Head):
         self, parameters: Float[Tensor, "*size F"] | Moments, x: Float[Tensor, "*size F"]
     ) -> Float[Tensor, "*size"]:
         """Return Σ_i x_i log p_i + (1 - x_i) log (1 - p_i)."""
+        return self.each(parameters, x).sum(-1)
+
+    def each(
+        self, parameters: Float[Tensor, "*size F"] | Moments, x: Float[Tensor, "*size F"]
+    ) -> Float[Tensor, "*size F"]:
+        """Return x_i log p_i + (1 - x_i) log (1 - p_i), of each feature on its own."""
         _check_alike(parameters, x)
         parameters = _logits(parameters)
         x = x if x.is_floating_point() else x.to(parameters.dtype)
-        return -binary_cross_entropy_with_logits(parameters, x, reduction="none").sum(-1)
+        return -binary_cross_entropy_with_logits(parameters, x, reduction="none")
 
     def sample(
         self,

@@ -25,6 +25,8 @@ TASK_TYPES = {  # as the Hub calls them, where it has a name
 METRICS = {  # of music, whose names say which steps count
     "unscored": "negative log-likelihood in nats a step without the first of each piece",
     "scored": "negative log-likelihood in nats a step with the first of each piece",
+    "factorised": "negative log-likelihood in nats a step without the first of each piece "
+    "of probabilities averaged key by key",
 }
 
 
@@ -48,6 +50,7 @@ def texts(record: Record, model: AnyModel, license: str | None) -> dict[str, str
         model_name=name,
         eval_results=_results(record) or None,
     )
+    rows = _rows(record)
     card = ModelCard.from_template(
         about,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
@@ -56,7 +59,8 @@ def texts(record: Record, model: AnyModel, license: str | None) -> dict[str, str
         config=config,
         rnn=model.rnn,
         units=tasks.UNITS[record.metric],
-        rows=_rows(record),
+        rows=rows,
+        names=list(dict.fromkeys(name for scores in rows.values() for name in scores)),
         settings="\n".join(toml_lines(config, ("task", "data"))),
         command=_command(record),
         own=not config.named,

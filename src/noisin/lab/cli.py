@@ -164,12 +164,13 @@ def evaluate_command(
         dump(scores)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in (split, *scores[0]):
+    columns = list(dict.fromkeys(name for score in scores.values() for name in score))
+    for column in (split, *columns):
         table.add_column(escape(column))
     for k, score in scores.items():
         how = "moments" if propagates(loaded[0].record.config.noise) and not plain else "noise off"
         how = f"average of {k} draws" if k else how
-        table.add_row(how, *(f"{value:.4f}" for value in score.values()))
+        table.add_row(how, *(f"{score[name]:.4f}" if name in score else "" for name in columns))
     console.print(table)
     if len(loaded) > 1:
         console.print(f"average of the predictive distributions of {len(loaded)} runs")

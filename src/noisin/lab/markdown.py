@@ -19,7 +19,9 @@ Made by `noisin report` from the records of runs; no number is typed by hand. Sc
 at the epoch with the best validation score, noise off; lower is better. Rows whose noise is
 `@ moments` are scored by moments, rows with `averaging` by their averaged weights. *25 draws*
 averages predictions over so many draws of the noise, noise on: a mixture, another class of outputs
-than the papers' networks have. Mean ± standard deviation over seeds.
+than the papers' networks have. *Key by key*, the probability of each key is averaged on its own,
+over the same draws or over the models of a row: keys stay independent, as they are in the papers.
+Mean ± standard deviation over seeds.
 `noisin run RECIPE --only ROW --seed S` runs any of them again,
 with `--precision bf16-mixed` where the settings say so.
 
@@ -100,14 +102,18 @@ def table(
     lines = report.summary(rows)
     draws = max((k for line in lines for k in line.monte_carlo), default=1)
     shown = [draws] if draws > 1 else []
-    heads = [f"{k} draws" for k in shown]
+    apart = any(line.factorised for line in lines)
+    heads = [*(f"{k} draws" for k in shown), *(["key by key"] if apart else [])]
     cells = [["method", "published", "test", "difference", "", "valid", *heads, "seeds", "trials"]]
     for one in baselines:
         scores = [f"{one.scores['test']:.3f}", "", "", f"{one.scores['valid']:.3f}"]
-        cells.append([one.label, "", *scores, *("" for _ in shown), "", ""])
+        cells.append([one.label, "", *scores, *("" for _ in heads), "", ""])
     for line, group in zip(lines, rows.values(), strict=True):
         trials = count(one for one in spent if one.of(*report.searched(group[0])))
-        cells.append(_row(line, group, trials, shown))
+        row = _row(line, group, trials, shown)
+        if apart:
+            row.insert(-2, str(line.factorised or ""))
+        cells.append(row)
     return _table(cells)
 
 

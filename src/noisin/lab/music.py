@@ -4,10 +4,16 @@ The network reads the keys at t - 1 (silence before the first step) and gives th
 each key at t. The score is the negative log-likelihood in nats, summed over the keys and averaged
 over all steps of a split, on whole pieces. *Scored* counts every step, the first one predicted from
 silence; *unscored* leaves the first step of each piece out, as the papers do.
+
+An average of predictive distributions, over draws of the noise or over models, is a mixture: under
+it the keys of a step depend on each other, as under no network of its parts. *Factorised* is the
+score, unscored, where each key's probability is averaged on its own and the keys stay independent.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -109,8 +115,12 @@ class MusicModel(nn.Module):
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Float[Tensor, "K T B"]:
         """Return log p(x_t | z_t^k), summed over the keys, for K draws of the noise."""
+        return self.each(batch, samples).sum(-1)
+
+    def each(self, batch: Batch, samples: int = 1) -> Float[Tensor, "K T B 88"]:
+        """Return the logarithm of the probability of what came, of each key on its own."""
         logits = in_draws(self, batch.inputs, samples, self.draws_apart)
-        return self.head.log_likelihood(logits, batch.targets.expand_as(exact(logits).mean))
+        return self.head.each(logits, batch.targets.expand_as(exact(logits).mean))
 
     @torch.no_grad()
     def generate(
@@ -244,37 +254,89 @@ class MusicTask(Apart):
 
         Returns:
             For each K the negative log-likelihood in nats a step, of all steps (``scored``) and
-            without the first of each piece (``unscored``).
+            without the first of each piece (``unscored``); of averages also ``factorised``.
         """
         models = [self.model.eval(), *(model.eval() for model in others)]
-        totals = {k: np.zeros(2) for k in samples}
-        steps = np.zeros(2)
+        totals: dict[int, defaultdict[str, float]] = {k: defaultdict(float) for k in samples}
+        steps: Counter[str] = Counter()
         for pieces in whole_pieces(self.corpus.splits[split], batch_size):
             if self.stopping():
                 raise Stopped
             batch = pieces.to(self.device)
-            counted = torch.stack([batch.valid, batch.valid & ~batch.first]).double()
-            steps += counted.sum((1, 2)).cpu().numpy()
-            plain = torch.stack([m.log_likelihood(batch).double() for m in models], 1)
-            drawn = torch.stack([_drawn(m, batch, max(samples)) for m in models], 1)
-            for k in samples:
-                averaged = nested(drawn, k) if k else nested(plain, 1)
-                totals[k] -= (counted * averaged).sum((1, 2)).cpu().numpy()
-        per_step = {k: total / steps for k, total in totals.items()}
-        return {k: {"unscored": float(u), "scored": float(s)} for k, (s, u) in per_step.items()}
+            later = batch.valid & ~batch.first
+            counted = {"unscored": later, "scored": batch.valid, "factorised": later}
+            steps.update({name: int(which.sum()) for name, which in counted.items()})
+            for k, averages in _averages(models, batch, samples).items():
+                for name, likelihood in averages.items():
+                    totals[k][name] -= (counted[name] * likelihood).sum().item()
+        return {
+            k: {name: total / steps[name] for name, total in of_k.items()}
+            for k, of_k in totals.items()
+        }
 
 
-def _drawn(model: MusicModel, batch: Batch, draws: int) -> Float[Tensor, "K T B"]:
-    """Return the log-likelihoods under K draws of the noise, a few hundred sequences at a time."""
-    if not draws:
-        return torch.zeros(0, *batch.valid.shape, device=batch.valid.device)
+def _averages(
+    models: Sequence[MusicModel], batch: Batch, samples: Sequence[int]
+) -> dict[int, dict[str, Float[Tensor, "T B"]]]:
+    """Return the log-likelihoods of averages over K draws and all models, by score."""
+    keys = {k: _Keys(max(k, 1) * len(models)) for k in samples}
+    chords: dict[bool, list[Tensor]] = {False: [], True: []}  # plain, drawn
+    plain = torch.stack([model.each(batch) for model in models], 1)
+    for drawn, part in ((False, plain), *((True, x) for x in _drawn(models, batch, max(samples)))):
+        chords[drawn].append(part.sum(-1).double())
+        for k, average in keys.items():
+            if bool(k) == drawn:
+                average.add(part)
+    found = {}
+    for k, average in keys.items():
+        mixture = nested(torch.cat(chords[k > 0]), max(k, 1))
+        found[k] = {"unscored": mixture, "scored": mixture}
+        if average.size > 1:
+            found[k]["factorised"] = average.mean
+    return found
+
+
+def _drawn(
+    models: Sequence[MusicModel], batch: Batch, draws: int
+) -> Iterator[Float[Tensor, "K M T B 88"]]:
+    """Yield what each key gives under K draws of the noise, a few hundred sequences at a time."""
     at_once = max(1, AT_ONCE // batch.valid.numel())
-    with sampling(model):
-        parts = [
-            model.log_likelihood(batch, min(at_once, draws - done)).double()
-            for done in range(0, draws, at_once)
-        ]
-    return torch.cat(parts)
+    for done in range(0, draws, at_once):
+        parts = []
+        for model in models:
+            with sampling(model):
+                parts.append(model.each(batch, min(at_once, draws - done)))
+        yield torch.stack(parts, 1)
+
+
+class _Keys:
+    """Log-likelihood of averages of each key's probability, over groups of distributions.
+
+    Args:
+        size: of a group. They come one after the other: of all there is too much to keep.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._open: Tensor | None = None  # log Σ p over the group that is not full
+        self._within, self._groups = 0, 0
+        self._total: Tensor | float = 0.0
+
+    def add(self, each: Float[Tensor, "K M T B 88"]) -> None:
+        """Take up distributions; the models of a draw are of one group."""
+        if self.size == 1:
+            return
+        for one in each.double().flatten(0, 1):
+            self._open = one if self._open is None else torch.logaddexp(self._open, one)
+            self._within += 1
+            if self._within == self.size:
+                self._total = self._total + (self._open - math.log(self.size)).sum(-1)
+                self._groups, self._within, self._open = self._groups + 1, 0, None
+
+    @property
+    def mean(self) -> Float[Tensor, "T B"]:
+        """The mean over the groups."""
+        return torch.as_tensor(self._total / self._groups)
 
 
 def whole_pieces(rolls: Sequence[Roll], batch_size: int) -> Iterator[Batch]:

@@ -16,6 +16,7 @@ from noisin.lab.baselines import Baseline
 from noisin.lab.records import Record
 from noisin.lab.rolls import Roll
 from noisin.lab.spent import Spent, count
+from noisin.lab.task import Scores
 from noisin.lab.words import Token
 
 
@@ -63,6 +64,8 @@ class Line:
         seconds: of training.
         diverged: reasons of the runs that diverged.
         monte_carlo: of test, by the number of draws.
+        factorised: of test, where probabilities are averaged key by key; over the most draws, or
+            over the models of an average; None of others.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Line:
     seconds: Estimate | None
     diverged: list[str]
     monte_carlo: dict[int, Estimate | None]
+    factorised: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -242,7 +246,15 @@ def _line(name: str, rows: dict[str, list[Record]], base: str, settings: Sequenc
             k: Estimate.of([r.monte_carlo[k][r.metric] for r in done if k in r.monte_carlo])
             for k in draws
         },
+        factorised=Estimate.of(
+            [one["factorised"] for one in map(_averaged, tested) if "factorised" in one]
+        ),
     )
+
+
+def _averaged(run: Record) -> Scores:
+    """Return the test scores of the largest average that a run has."""
+    return run.monte_carlo[max(run.monte_carlo)] if run.monte_carlo else run.scores["test"]
 
 
 def sections(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
@@ -302,6 +314,7 @@ def write(
                 "lines": lines,
                 "published": any(line.published for line in lines),
                 "draws": sorted({k for line in lines for k in line.monte_carlo}),
+                "apart": any(line.factorised for line in lines),
                 "runs": runs,
                 "environments": list(dict.fromkeys(_environment(run) for run in runs)),
                 "figures": [(one.title, one.svg()) for one in panels.of(rows, spent)],
