@@ -21,7 +21,7 @@ from noisin.lab.files import ASIDE
 from processes import context
 from test_train import job, told
 
-KILLS = int(os.environ.get("NOISIN_KILLS", "30"))
+KILLS = int(os.environ.get("NOISIN_KILLS", "20"))
 SETTINGS = {
     "noise": "hidden * Gaussian(Learned(0.5, floor=0.1)) & recurrent * Bernoulli(keep=0.8)",
     "epochs": 12,

@@ -1,5 +1,9 @@
-"""Four workers, one of them killed every few seconds: every trial finished, none twice."""
+"""Four workers, one of them killed every few seconds: every trial finished, none twice.
 
+NOISIN_TRIALS sets how many trials; 200 take a minute or two.
+"""
+
+import os
 import random
 import time
 from collections import Counter
@@ -16,7 +20,7 @@ from postgres import Server
 from processes import context
 from test_sweep import RECIPE
 
-WORKERS, TRIALS = 4, 100
+WORKERS, TRIALS = 4, int(os.environ.get("NOISIN_TRIALS", "60"))
 LIMIT = 400.0  # seconds
 
 
