@@ -1,6 +1,7 @@
 """Figures that need no training."""
 
 import math
+from collections import Counter
 from types import SimpleNamespace
 
 import matplotlib.image
@@ -8,7 +9,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from noisin.lab import figures, panels
+from noisin.lab import figures, panels, recipe
 
 
 @pytest.mark.parametrize("ending", ["png", "svg"])
@@ -106,3 +107,9 @@ def test_every_law_is_named_beside_the_panels():
     panels.draw_laws(rows, *axes)
     (legend,) = [one.get_legend() for one in axes if one.get_legend()]
     assert [text.get_text() for text in legend.texts] == ["Gaussian", "Gumbel", "no noise"]
+
+
+@pytest.mark.parametrize("name", ["beyond-music", "ognawala-bayer", "music-sets"])
+def test_rows_of_a_table_have_colours_of_their_own(name):
+    rows = Counter(row.config.data for row in recipe.load(name).rows.values())
+    assert len(set(panels.COLORS)) == len(panels.COLORS) >= max(rows.values())

@@ -33,7 +33,10 @@ ACROSS = 4  # panels of a figure side by side
 MOST = 6  # series and targets in a figure of forecasts
 WORST = 1.35  # of the best score: what is worse is not told apart
 POINT: dict[str, Any] = {"markersize": 3, "color": "#0072b2"}
-COLORS = ("#444444", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999933")
+COLORS = (
+    *("#444444", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999933"),
+    *("#882255", "#332288", "#117733", "#661100", "#aaaaaa", "#ff5555", "#00c5c5", "#b8860b"),
+)
 THIN: dict[str, Any] = {"linewidth": 1, "alpha": 0.8}
 SMALL: dict[str, Any] = {"linewidth": 1, "markersize": 3}
 TITLES = {"*": "noise that multiplies", "+": "noise that is added"}
