@@ -77,6 +77,10 @@ def test_main_job_then_everything_on_its_runs(call, tmp_path, music):
     scores = json.loads(one.output)
     assert f"{scores['0']['unscored']:.4f}" == f"{noisy.test:.4f}"
     assert scores["1"]["unscored"] > scores["4"]["unscored"]
+    told = call("evaluate", run, "--samples", 1, "--samples", 4).output.splitlines()
+    assert told[0].split()[1:] == ["unscored", "scored", "factorised"]
+    assert told[2].split()[:3] == ["one", "draw", f"{scores['1']['unscored']:.4f}"]
+    assert told[3].split()[-1] == f"{scores['4']['factorised']:.4f}"
     valid = call("evaluate", run, "--split", "valid")
     assert f"{noisy.scores['valid']['unscored']:.4f}" in valid.output
     both = call("evaluate", run, other, "--json")

@@ -169,7 +169,7 @@ def evaluate_command(
         table.add_column(escape(column))
     for k, score in scores.items():
         how = "moments" if propagates(loaded[0].record.config.noise) and not plain else "noise off"
-        how = f"average of {k} draws" if k else how
+        how = (f"average of {k} draws" if k > 1 else "one draw") if k else how
         table.add_row(how, *(f"{score[name]:.4f}" if name in score else "" for name in columns))
     console.print(table)
     if len(loaded) > 1:
