@@ -244,6 +244,27 @@ def test_the_command(call, tmp_path):
     assert "must be a database that answers" in refused.output
 
 
+def test_a_search_with_products_in_bfloat16(call, tmp_path):
+    """Is another search, whose best trial runs again with the same option."""
+    path, music = written(tmp_path)
+    command = ("sweep", path, "--trials", 1, "--processes", 1, "--set", f"data={music}")
+    result = call(*command, "--precision", "bf16-mixed")
+    assert result.exit_code == 0, result.output
+    assert "best.toml --precision bf16-mixed" in " ".join(result.output.split())
+    (folder,) = (tmp_path / "runs").iterdir()
+    (trial,) = records.read([folder])
+    assert trial.environment.precision == "bf16-mixed"
+    rerun = call("run", folder / "best.toml", "--precision", "bf16-mixed")
+    assert rerun.exit_code == 0, rerun.output
+    (found,) = records.read([tmp_path / "runs" / "best-bf16-mixed"])
+    assert (found.hash, found.weights) == (trial.hash, trial.weights)
+    assert call(*command).exit_code == 0
+    assert len([*(tmp_path / "runs").glob("*-search-*")]) == 2
+    refused = call(*command, "--precision", "16-mixed")
+    assert refused.exit_code == 2
+    assert "--precision must be one of 32-true, bf16-mixed" in refused.output
+
+
 def test_a_file_that_is_no_journal_is_refused_and_kept(tmp_path):
     path = tmp_path / "mine.txt"
     for text in ("the only copy", "garbage\n"):

@@ -31,6 +31,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from noisin.lab import LabError, recipe, tasks, train
+from noisin.lab.ranks import Ranks
 from noisin.lab.records import Record
 from noisin.lab.rows import Recipe
 from noisin.lab.search import Search
@@ -53,7 +54,6 @@ from noisin.lab.trials import (
     patiently,
     taken,
 )
-from noisin.lab.turns import Turn
 
 Sampler = Literal["random", "tpe"]
 STARTUP = 8  # epochs, and finished trials, before anything is pruned
@@ -146,7 +146,7 @@ class Worker:
         tell: told the progress of a run after each epoch.
         told: told each finished trial: its number, how it ended, and the title of its run.
         stopping: asked often whether to stop.
-        turn: of a worker that shares its process with others.
+        ranks: how its runs compute, or the turn of a worker that shares its process with others.
     """
 
     def __init__(
@@ -156,10 +156,10 @@ class Worker:
         tell: Callable[[Progress], None] = lambda _: None,
         told: Callable[[int, str, str], None] = lambda *_: None,
         stopping: Callable[[], bool] = lambda: False,
-        turn: Turn[None] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.sweep, self.corpus = sweep, corpus
-        self.tell, self.told, self.stopping, self.turn = tell, told, stopping, turn
+        self.tell, self.told, self.stopping, self.ranks = tell, told, stopping, ranks or Ranks()
         self.storage = patiently(lambda: open_storage(sweep.storage), stopping)
         self.study = patiently(
             lambda: optuna.create_study(
@@ -192,7 +192,7 @@ class Worker:
             if len(finished(trials)) >= self.sweep.trials:
                 return
             if taken(trials) >= self.sweep.trials:
-                self._rest(min(1.0, self.sweep.grace / 8))  # others are at the last ones
+                self.ranks.rest(min(1.0, self.sweep.grace / 8))  # others are at the last ones
                 continue
             trial = patiently(lambda: self.study.ask(space), self.stopping)
             trials = self.trials()
@@ -201,13 +201,10 @@ class Worker:
                 continue
             if taken(trials) > self.sweep.trials:  # another asked at the same moment
                 self._lose(trial, "one more than were asked for", again=AGAIN in trial.user_attrs)
-                self._rest(random.uniform(0, 0.5))
+                self.ranks.rest(random.uniform(0, 0.5))
                 continue
             self._do(trial)
         raise Stopped
-
-    def _rest(self, seconds: float) -> None:
-        (time.sleep if self.turn is None else self.turn.rest)(seconds)
 
     def _take_back(self, trials: list[FrozenTrial]) -> None:
         """Take trials from workers that gave no sign of life for their grace period.
@@ -282,7 +279,7 @@ class Worker:
                     self.corpus,
                     tell,
                     lambda: pruned or lost.is_set() or self.stopping(),
-                    self.turn,
+                    self.ranks,
                 )
             except Stopped:
                 if not pruned and not lost.is_set():

@@ -56,6 +56,7 @@ def sweep(
     replicas: Annotated[
         int, typer.Option(min=1, help="Trials that share a process; on CUDA they train at once.")
     ] = 1,
+    precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "32-true",
     accelerator: Annotated[str, typer.Option(help="Of replicas: cpu, cuda or auto.")] = "cpu",
 ) -> None:
     """Search the space of a recipe; more workers may join, here and on other machines."""
@@ -65,10 +66,11 @@ def sweep(
         from noisin.lab import trials as trial_store
     except ImportError as error:
         raise LabError(f'a sweep needs Optuna: pip install "noisin[lab]"; {error}') from None
-    shared = Layout(accelerator=accelerator).shared(replicas)
+    layout = Layout(precision=precision, accelerator=accelerator)
+    shared = layout.shared(replicas)
     if shared is None and accelerator != "cpu":
         raise LabError(f"--accelerator is for --replicas above 1; got {accelerator!r}")
-    decides = layout_of(1, "32-true", shared or "cpu")
+    decides = layout_of(1, precision, shared or "cpu")  # pyright: ignore[reportArgumentType]
     chosen = recipe.load(name, changes).swept(only or None)
     assert chosen.search is not None
     if sampler not in get_args(sweeps.Sampler):
@@ -91,14 +93,15 @@ def sweep(
     say(f"{found.study}: {workers.left(found, view.trials())} of {trials} trials to do")
     if workers.left(found, view.trials()):
         how = {"processes": processes, "data_dir": data_dir, "console": console}
-        how |= {"replicas": replicas, "accelerator": shared or "cpu"}
+        how |= {"replicas": replicas, "accelerator": shared or "cpu", "precision": precision}
         workers.do(found, **how, ended=lambda: best.write_spent(found, view.trials()))
     done = view.trials()
     trial_store.close(view.storage)
     _print_trials(done)
     best.write_spent(found, done)
     path = best.write(found, done)
-    say(f"best: {path}; noisin run {path} trains it on every seed")
+    options = "" if precision == "32-true" else f" --precision {precision}"
+    say(f"best: {path}; noisin run {path}{options} trains it on every seed")
 
 
 def _print_trials(trials: list[Any], count: int = 5) -> None:

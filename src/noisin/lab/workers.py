@@ -19,6 +19,7 @@ from rich.console import Console
 from noisin.lab import LabError, starting, tasks, turns
 from noisin.lab.config import Accelerator
 from noisin.lab.jobs import Display, Interrupted
+from noisin.lab.ranks import FabricRanks, Layout, Ranks
 from noisin.lab.sweep import Sweep, Worker
 from noisin.lab.task import Stopped
 from noisin.lab.trainer import Progress
@@ -37,6 +38,7 @@ def do(
     console: Console,
     replicas: int = 1,
     accelerator: Accelerator = "cpu",
+    precision: str = "32-true",
     ended: Callable[[], object] = lambda: None,
 ) -> None:
     """Work on a sweep until enough trials are finished.
@@ -48,6 +50,7 @@ def do(
         console: where progress goes.
         replicas: workers that share a process.
         accelerator: where, if they do.
+        precision: of one run a process; see ``Layout``.
         ended: called when trials have ended; what it raises stops the workers.
 
     Raises:
@@ -56,7 +59,7 @@ def do(
     """
     context = starting.context(__name__)
     told, stop = context.Queue(), context.Event()
-    given = sweep, data_dir, replicas, accelerator, told, stop, dict(os.environ)
+    given = sweep, data_dir, replicas, accelerator, precision, told, stop, dict(os.environ)
     workers = [context.Process(target=_work, args=given) for _ in range(processes)]
     reasons: list[str] = []
     try:
@@ -121,6 +124,7 @@ def _work(
     data_dir: Path | None,
     replicas: int,
     accelerator: Accelerator,
+    precision: str,
     told: Queue[News],
     stop: Event,
     environment: dict[str, str],
@@ -139,7 +143,9 @@ def _work(
         row = sweep.recipe.rows[sweep.search.row]
         corpus = tasks.load(row.config, data_dir)
         if replicas == 1 and accelerator == "cpu":
-            Worker(sweep, corpus, told.put, ended, stopping).run()
+            layout = Layout(precision=precision)
+            ranks = Ranks() if layout.plain else FabricRanks(layout)
+            Worker(sweep, corpus, told.put, ended, stopping, ranks).run()
             return
 
         def work(turn: Turn[None]) -> None:
