@@ -1,5 +1,7 @@
 """The music task: the score is the hand count, whatever the batch."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -181,6 +183,24 @@ def test_factorised_averages_each_keys_probability(models, at_once, monkeypatch)
         got = scores[k].get("factorised", scores[k]["unscored"])
         assert got == pytest.approx(expected, rel=1e-6)
     assert scores[4]["factorised"] != scores[4]["unscored"]
+
+
+def test_draws_are_not_kept_until_the_last(monkeypatch):
+    """Probabilities of all keys under all draws would be more than the memory holds."""
+    one, made = task(noise="hidden * Gaussian(1.0)"), music._drawn
+    monkeypatch.setattr(music, "AT_ONCE", 1)
+    parts, alive = [], []
+
+    def watched(*given):
+        for part in made(*given):
+            alive.append(sum(old() is not None for old in parts))
+            parts.append(weakref.ref(part))
+            yield part
+
+    monkeypatch.setattr(music, "_drawn", watched)
+    one.scores("test", (0, 20))
+    assert len(parts) >= 20
+    assert max(alive) <= 2
 
 
 def test_factorised_of_one_network_twice_is_its_own_score():

@@ -12,6 +12,7 @@ score, unscored, where each key's probability is averaged on its own and the key
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -282,7 +283,8 @@ def _averages(
     keys = {k: _Keys(max(k, 1) * len(models)) for k in samples}
     chords: dict[bool, list[Tensor]] = {False: [], True: []}  # plain, drawn
     plain = torch.stack([model.each(batch) for model in models], 1)
-    for drawn, part in ((False, plain), *((True, x) for x in _drawn(models, batch, max(samples)))):
+    parts = zip(itertools.repeat(True), _drawn(models, batch, max(samples)))  # one at a time
+    for drawn, part in itertools.chain([(False, plain)], parts):
         chords[drawn].append(part.sum(-1).double())
         for k, average in keys.items():
             if bool(k) == drawn:
