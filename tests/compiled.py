@@ -175,6 +175,7 @@ def main(names):
     warnings.simplefilter("error")
     # dynamo looks at the gradient of each tensor, and hides this warning by a filter of its own
     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # as step after step would
     torch.set_num_threads(1)
     found = {}
     for name in names:

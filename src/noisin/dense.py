@@ -19,7 +19,6 @@ from noisin.product import (
     Perturbation,
     Propagated,
     multiply_all,
-    noisy_product,
     perturb,
     perturb_held,
 )
@@ -168,8 +167,8 @@ class Linear(Dense, nn.Linear):
             rows, weight = rows.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
         with computing(rows.device):
-            product = noisy_product(weight, bias, on_input, on_weight, len(rows))
-            result = multiply_all(product, rows).movedim(0, time).contiguous()
+            result = multiply_all(weight, bias, on_input, on_weight, rows)
+        result = result.movedim(0, time).contiguous()
         return result[0] if input.dim() == 1 else result
 
     def _plain(self, input: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from noisin.checks import check_call
 from noisin.draws import Draws, acting
 from noisin.fused import unroll as fused
 from noisin.noise import Term
-from noisin.product import Acting, Preactivation, perturb_held
+from noisin.product import Acting, Fresh, Preactivation, perturb_held
 from noisin.propagated import Propagation
 from noisin.propagated_product import Values, perturb_values
 from noisin.propagation import Moments, each, exact, mean_of
@@ -39,6 +39,7 @@ from noisin.stack import (
     is_sampled,
     places,
 )
+from noisin.tracing import untraced
 
 Path = Literal["torch", "cpu", "cuda", "reference", "moments"]
 
@@ -275,7 +276,12 @@ def _loop(
 ) -> tuple[Tensor, State]:
     """Run one layer by the plain loop."""
     valid = None if lengths is None else _valid(x, lengths)
-    return _by_direction(reference.unroll, stack, weights, x, state, within, valid=valid)
+    drawn = any(isinstance(one, Fresh) for acting in within for one in acting.get("weight_hh", ()))
+    unroll = _unseen_loop if drawn else reference.unroll
+    return _by_direction(unroll, stack, weights, x, state, within, valid=valid)
+
+
+_unseen_loop = untraced(reference.unroll)  # of matrices drawn step by step, or each is compiled
 
 
 def _fused(

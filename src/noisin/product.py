@@ -149,20 +149,16 @@ class Product(NamedTuple):
     Args:
         matrix: W, with the noise that is held in it.
         bias: b [R] or None.
-        on_x: what acts on x, at all steps together.
-        within: what acts in W by formula.
-        on_x_at: what acts on x, step by step; ``within_at`` and ``drawn_at`` likewise.
-        within_at: what acts in W by formula.
-        drawn_at: what is drawn in W for each step; nothing where all of it is held.
+        on_x: what acts on x, step by step.
+        within: what acts in W by formula, step by step.
+        drawn: what is drawn in W for each step; nothing where all of it is held.
     """
 
     matrix: Matrix
     bias: Tensor | None
-    on_x: Sequence[Acting]
-    within: Sequence[Preactivation]
-    on_x_at: list[list[Any]]
-    within_at: list[list[Any]]
-    drawn_at: list[list[Any]]
+    on_x: list[list[Any]]
+    within: list[list[Any]]
+    drawn: list[list[Any]]
 
 
 def noisy_product(
@@ -184,32 +180,40 @@ def noisy_product(
         on_weight: what acts on W.
         time: T.
     """
-    within = [p for p in on_weight if isinstance(p, Preactivation)]
-    drawn = [p for p in on_weight if not isinstance(p, Preactivation)]
-    fresh = any(isinstance(p, Fresh) for p in drawn)
-    if not fresh:  # one matrix serves all steps
-        weight = perturb_held(weight, drawn)
-    return Product(
-        Matrix(weight, *_squares(weight, on_x, within)),
-        bias,
-        on_x,
-        within,
-        by_time(on_x, time),
-        by_time(within, time),
-        by_time(drawn if fresh else (), time, weight),
-    )
+    matrix, within, drawn = _prepared(weight, on_x, on_weight)
+    steps = by_time(drawn, time, matrix.weight)
+    return Product(matrix, bias, by_time(on_x, time), by_time(within, time), steps)
 
 
-def multiply_all(product: Product, x: Tensor) -> Tensor:
-    """Return the products of all steps, x [T, …, F] to [T, …, R]."""
-    if any(product.drawn_at):
-        return torch.stack([multiply(product, t, row) for t, row in enumerate(x.unbind(0))])
-    return _biased(_noisy(x, product.matrix, product.on_x, product.within), product.bias)
+def multiply_all(
+    weight: Tensor,
+    bias: Tensor | None,
+    on_x: Sequence[Acting],
+    on_weight: Sequence[Acting],
+    x: Tensor,
+) -> Tensor:
+    """Return the products of all steps, x [T, …, F] to [T, …, R]; the rest as ``noisy_product``."""
+    if len(x) and any(isinstance(p, Fresh) for p in on_weight):
+        return _multiply_each(weight, bias, on_x, on_weight, x)
+    matrix, within, _ = _prepared(weight, on_x, on_weight)
+    return _biased(_noisy(x, matrix, on_x, within), bias)
+
+
+@untraced  # which would compile anew for each step and each number of steps
+def _multiply_each(
+    weight: Tensor,
+    bias: Tensor | None,
+    on_x: Sequence[Acting],
+    on_weight: Sequence[Acting],
+    x: Tensor,
+) -> Tensor:
+    product = noisy_product(weight, bias, on_x, on_weight, len(x))
+    return torch.stack([multiply(product, t, row) for t, row in enumerate(x.unbind(0))])
 
 
 def multiply(product: Product, t: int, x: Tensor) -> Tensor:
     """Return the product of step t, x [B, F] to [B, R]."""
-    on_x, within, drawn = product.on_x_at[t], product.within_at[t], product.drawn_at[t]
+    on_x, within, drawn = product.on_x[t], product.within[t], product.drawn[t]
     if not drawn and not on_x and not within:
         return functional.linear(x, product.matrix.weight, product.bias)
     if not drawn:
@@ -224,6 +228,17 @@ def _drawn(x: Tensor, weight: Tensor, on_x: Sequence[Acting], drawn: Sequence[An
         return _with_drawn(x, weight, on_x, drawn)
     tensors = [t for p in (*on_x, *drawn) for t in p if isinstance(t, Tensor)]
     return _DrawnAgain.apply(on_x, drawn, x, weight, *tensors)
+
+
+def _prepared(
+    weight: Tensor, on_x: Sequence[Acting], on_weight: Sequence[Acting]
+) -> tuple[Matrix, list[Preactivation], list[Perturbation | Fresh]]:
+    """Return W, what acts in it by formula, and what is drawn in it for each step, if any is."""
+    within = [p for p in on_weight if isinstance(p, Preactivation)]
+    drawn = [p for p in on_weight if isinstance(p, Perturbation | Fresh)]
+    if not any(isinstance(p, Fresh) for p in drawn):  # one matrix serves all steps
+        weight, drawn = perturb_held(weight, drawn), []
+    return Matrix(weight, *_squares(weight, on_x, within)), within, drawn
 
 
 def _biased(result: Tensor, bias: Tensor | None) -> Tensor:

@@ -124,8 +124,7 @@ def unroll(
     """
     step, size, inside = STEPS[mode], x.shape[0], inside or {}
     on_x, on_weight = inside.get("input", ()), inside.get("weight_ih", ())
-    product = noisy_product(weights.ih, weights.bias_ih, on_x, on_weight, size)
-    inputs = multiply_all(product, x).unbind(0)
+    inputs = multiply_all(weights.ih, weights.bias_ih, on_x, on_weight, x).unbind(0)
     on_h, on_weight = inside.get("recurrent", ()), inside.get("weight_hh", ())
     recurrent = noisy_product(weights.hh, weights.bias_hh, on_h, on_weight, size)
     candidate, hidden, *kept = (

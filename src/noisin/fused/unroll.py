@@ -10,7 +10,7 @@ from torch import Tensor
 from noisin.fused import operator
 from noisin.laws import LAWS, Law
 from noisin.noise import Noise
-from noisin.product import Acting, Fresh, Perturbation, multiply_all, noisy_product, perturb_held
+from noisin.product import Acting, Fresh, Perturbation, multiply_all, perturb_held
 from noisin.reference import Inside, State, Weights
 from noisin.stack import Places, Stack, is_held
 from noisin.tracing import constant
@@ -71,7 +71,7 @@ def unroll(
     ih, bias = weights.ih, weights.bias_ih
     if inside.get("input") or inside.get("weight_ih"):
         on_x, on_weight = inside.get("input", ()), inside.get("weight_ih", ())
-        x = multiply_all(noisy_product(ih, bias, on_x, on_weight, len(x)), x)
+        x = multiply_all(ih, bias, on_x, on_weight, x)
         ih = bias = None
     hidden, recurrent, candidate = (
         combined(inside.get(site, ())) for site in ("hidden", "recurrent", "candidate")
