@@ -275,6 +275,7 @@ def test_compiles_as_one_graph_on_given_draws(kind):
         (("LSTM", 3, 0), "hidden_size and num_layers must be >= 1"),
         (("LSTM", -3, 5), "input_size and proj_size >= 0"),
         (("LSTM", 3, 5, 0), "num_layers must be >= 1"),
+        (("GRU", 3, 5, 1, False, 2), "proj_size must be 0 but for an LSTM, got 2 of GRU"),
     ],
 )
 def test_a_stack_is_of_a_known_mode_and_size(shape, rule):

@@ -156,6 +156,9 @@ WRONG = [
     ("bias_hh", lambda t: t.half(), "bias_hh must be"),
     ("hidden_factor", lambda t: t[:2], "hidden_factor must be"),
     ("recurrent_offset", lambda t: t[..., :3], "recurrent_offset must be"),
+    ("recurrent_offset", lambda t: t.repeat(1, 1, 4), "must be as wide, got 5 and 20"),
+    ("c0", lambda t: None, "c0 must be given for LSTM"),
+    ("mode", lambda t: "RNN_TANHH", "mode must be one of RNN_TANH, .*; got 'RNN_TANHH'"),
 ]
 
 
@@ -168,9 +171,31 @@ def test_what_memory_could_not_be_read_as_is_refused(name, spoil, rule):
         *[None] * 7,
         *("", "LSTM", False),
     )
+    given = given._replace(recurrent_factor=1 + given.recurrent_offset)
     checked(given)
+    one = getattr(given, name)
     with pytest.raises(ValueError, match=rule):
-        checked(given._replace(**{name: spoil(getattr(given, name).detach())}))
+        checked(given._replace(**{name: spoil(one.detach() if name != "mode" else one)}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "shape"),
+    [
+        ("GRU", "weight_hr", (5, 5)),
+        ("GRU", "c0", (3, 5)),
+        ("GRU", "cell_kept", (4, 3, 5)),
+        ("tanh", "weight_hr", (5, 5)),
+        ("tanh", "candidate_factor", (4, 3, 5)),
+    ],
+)
+def test_what_a_cell_does_not_read_is_refused(kind, name, shape):
+    """A projected GRU was read, and written, beyond its memory."""
+    layer, x, hx, _ = made(kind, None, 4, 3, 3, 5)
+    mode = layer.stack.mode
+    given = Given(x, *layer.all_weights[0], None, hx[0][0], *[None] * 12, "", mode, False)
+    checked(given)
+    with pytest.raises(ValueError, match=f"{name} is not for {mode}"):
+        checked(given._replace(**{name: torch.ones(shape)}))
 
 
 def test_a_state_of_another_dtype_is_refused():

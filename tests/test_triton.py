@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
 from conftest import assert_bit_equal, assert_close_to_float64
+from noisin.fused import cuda
 from noisin.fused.buffers import now, perturbed
 from noisin.fused.eager import Eager
 from noisin.fused.recurrent import Tied, Untied
@@ -348,3 +350,21 @@ def test_every_kernel_compiles(arch, tmp_path):
     for one in found:
         assert one["shared"] <= 99 * 1024, one
         assert one["spilled"] <= 128, one
+
+
+def test_replicas_that_lie_together_by_chance_are_all_kept():
+    """Of tensors of their own nobody else may keep the second; parts of one keep it together."""
+    numbers = torch.arange(24.0)
+    memory = numpy.array(numbers.tolist(), "float32")
+    apart = [torch.from_numpy(memory[12 * r :][:12]).view(2, 1, 6) for r in range(2)]
+    assert apart[1].data_ptr() - apart[0].data_ptr() == apart[0].nbytes
+    found = triton_told.rows_of(apart)
+    assert found.at.untyped_storage().nbytes() >= 2 * apart[0].nbytes
+    assert_bit_equal(torch.as_strided(found.at, (24,), (1,)), numbers)
+    whole = numbers.view(2, 2, 1, 6)
+    assert triton_told.rows_of(list(whole)).at.data_ptr() == whole.data_ptr()
+
+
+def test_rocm_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+    assert "not for ROCm" in cuda.refusal(torch.float32)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor
@@ -162,7 +162,7 @@ def recur(
         raise ValueError(f"how moments are propagated must be a Propagation, got {how!r}")
     check_call(stack, weights, like, state)
     noisy = acting(found, draws or {}, stack, like)
-    valid = None if lengths is None else _valid(like, lengths)
+    ends = None if lengths is None else _ends(like, lengths)
     width, finals = len(stack.directions), []
     for layer in range(stack.num_layers):
         rows = slice(layer * width, (layer + 1) * width)
@@ -178,11 +178,11 @@ def recur(
         perturbed = [
             _perturbed(stack, group, *pair) for group, pair in zip(weights[rows], held, strict=True)
         ]
-        x, final = run(stack, perturbed, x, initial, lengths, within)
+        x, final = run(stack, perturbed, x, initial, ends, within)
         finals.append(final)
     x = perturb_values(x, noisy.get("output", ()))
-    if valid is not None:  # an offset at `output` shows behind the end, too
-        x = each(lambda one: torch.where(valid, one, 0), x)
+    if ends is not None:  # an offset at `output` shows behind the end, too
+        x = each(lambda one: torch.where(ends.valid, one, 0), x)
     return x, tuple(each(_cat, *parts) for parts in zip(*finals, strict=True))
 
 
@@ -190,8 +190,22 @@ def _cat(*parts: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _valid(x: Tensor, lengths: Tensor) -> Tensor:
-    """Return which steps belong to a sequence, [T, B, 1]."""
+class _Ends(NamedTuple):
+    """Where sequences end.
+
+    Args:
+        lengths: [B], on the CPU.
+        here: [B] int64, the same where the input is.
+        valid: which steps belong to a sequence, [T, B, 1].
+    """
+
+    lengths: Tensor
+    here: Tensor
+    valid: Tensor
+
+
+def _ends(x: Tensor, lengths: Tensor) -> _Ends:
+    """Return where sequences end, brought to the device once for all layers."""
     time, batch, _ = x.shape
     rule = f"lengths must be {batch} whole numbers within 1 … {time}, a tensor of them"
     if not isinstance(lengths, Tensor):
@@ -200,8 +214,9 @@ def _valid(x: Tensor, lengths: Tensor) -> Tensor:
     inside = lengths.shape == (batch,) and bool(((lengths >= 1) & (lengths <= time)).all())
     if not whole or not inside:
         raise ValueError(f"{rule}; got {lengths.tolist()}, {lengths.dtype}")
-    steps = torch.arange(x.shape[0], device=x.device)
-    return (steps[:, None] < lengths.to(x.device)).unsqueeze(-1)
+    here = lengths.to(x.device, torch.int64).contiguous()
+    steps = torch.arange(time, device=x.device)
+    return _Ends(lengths, here, (steps[:, None] < here).unsqueeze(-1))
 
 
 def _checked(path: Path | None, stack: Stack, found: Places, layer: int, x: Tensor) -> Path:
@@ -271,11 +286,11 @@ def _loop(
     weights: Sequence[Sequence[Tensor]],
     x: Tensor,
     state: State,
-    lengths: Tensor | None,
+    ends: _Ends | None,
     within: Sequence[dict[str, list[Acting]]],
 ) -> tuple[Tensor, State]:
     """Run one layer by the plain loop."""
-    valid = None if lengths is None else _valid(x, lengths)
+    valid = None if ends is None else ends.valid
     drawn = any(isinstance(one, Fresh) for acting in within for one in acting.get("weight_hh", ()))
     unroll = _unseen_loop if drawn else reference.unroll
     return _by_direction(unroll, stack, weights, x, state, within, valid=valid)
@@ -289,10 +304,11 @@ def _fused(
     weights: Sequence[Sequence[Tensor]],
     x: Tensor,
     state: State,
-    lengths: Tensor | None,
+    ends: _Ends | None,
     within: Sequence[dict[str, list[Acting]]],
 ) -> tuple[Tensor, State]:
     """Run one layer by the fused recurrence."""
+    lengths = None if ends is None else ends.here
     return _by_direction(fused.unroll, stack, weights, x, state, within, lengths=lengths)
 
 
@@ -301,14 +317,13 @@ def _moments(
     weights: Sequence[Sequence[Tensor]],
     x: Values,
     state: tuple[Values, ...],
-    lengths: Tensor | None,
+    ends: _Ends | None,
     within: Sequence[dict[str, list[Acting]]],
     how: Propagation,
 ) -> tuple[Any, tuple[Any, ...]]:
     """Run one layer over moments."""
     state = tuple(map(exact, state))
-    like = mean_of(x)
-    valid = None if lengths is None else _valid(like, lengths)
+    valid = None if ends is None else ends.valid
     return _by_direction(
         *(propagated.unroll, stack, weights, x, state, within), valid=valid, how=how
     )
@@ -355,7 +370,7 @@ def _kernel(
     weights: Sequence[Sequence[Tensor]],
     x: Tensor,
     state: State,
-    lengths: Tensor | None,
+    ends: _Ends | None,
     within: Sequence[dict[str, list[Acting]]],
 ) -> tuple[Tensor, State]:
     """Run one layer by torch's kernel."""
@@ -364,10 +379,10 @@ def _kernel(
     options = (has_biases, 1, 0.0, torch.is_grad_enabled(), stack.bidirectional)
     hx = state if stack.mode == "LSTM" else state[0]
     kernel = KERNELS[stack.mode]
-    if lengths is None:
+    if ends is None:
         output, *final = kernel(x, hx, flat, *options, False)
         return output, tuple(final)
-    packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    packed = pack_padded_sequence(x, ends.lengths, enforce_sorted=False)
     order, back = packed.sorted_indices, packed.unsorted_indices
     assert order is not None
     assert back is not None

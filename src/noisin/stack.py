@@ -37,7 +37,7 @@ class Stack:
         proj_size: P, the size that an LSTM projects h to, or 0.
 
     Raises:
-        ValueError: another mode, or a size that no stack has.
+        ValueError: another mode, a size that no stack has, or a projection but of an LSTM.
     """
 
     mode: str
@@ -54,6 +54,10 @@ class Stack:
             raise ValueError(
                 f"hidden_size and num_layers must be >= 1, input_size and proj_size >= 0; got "
                 f"{self.hidden_size}, {self.num_layers}, {self.input_size} and {self.proj_size}"
+            )
+        if self.proj_size and self.mode != "LSTM":
+            raise ValueError(
+                f"proj_size must be 0 but for an LSTM, got {self.proj_size} of {self.mode}"
             )
 
     @property

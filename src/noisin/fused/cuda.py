@@ -28,6 +28,8 @@ def refusal(dtype: torch.dtype) -> str:
     """Return why numbers of a type are not served, or ""."""
     if find_spec("triton") is None:
         return "on CUDA the fused recurrence needs Triton, which is not installed"
+    if torch.version.hip is not None:
+        return "the fused recurrence is for CUDA, not for ROCm"
     if dtype in DTYPES:
         return ""
     return f"on CUDA the fused recurrence is for float32, bfloat16 and float16, not {dtype}"

@@ -75,7 +75,7 @@ CLONES static void draw_block(const Draw *d, int64_t block, float *restrict out)
             uint32_t a = start + (uint32_t)j, b = call;
             threefry(key, key2, &a, &b);
             const float u = ((float)(int32_t)(a >> 8) + 0.5f) * 5.9604645e-8f; /* 2^-24 */
-            const float radius = __builtin_sqrtf(-2.0f * logarithm(u));
+            const float radius = sqrtf(-2.0f * logarithm(u));
             float x, y;
             circle(b, &x, &y);
             out[j] = radius * x;

@@ -97,12 +97,40 @@ class Kept(NamedTuple):
     states: Tensor
 
 
+_CELLS = {
+    **dict.fromkeys(("RNN_TANH", "RNN_RELU", "RNN_SIGMOID"), ("recurrent", "hidden")),
+    "GRU": ("recurrent", "hidden", "candidate"),
+    "LSTM": ("recurrent", "hidden", "candidate", "cell", "weight_hr", "c0"),
+}
+"""What each cell may be given besides what all have."""
+
+
+def _check_parts(given: Given) -> None:
+    """Refuse another mode, and tensors that its step does not read."""
+    if given.mode not in _CELLS:
+        raise ValueError(f"mode must be one of {', '.join(_CELLS)}; got {given.mode!r}")
+    for name in (*NOISE, "weight_hr", "c0"):
+        there = getattr(given, name) is not None
+        if there and not name.startswith(_CELLS[given.mode]):
+            raise ValueError(f"{name} is not for {given.mode}, and was given")
+    if given.mode == "LSTM" and given.c0 is None:
+        raise ValueError("c0 must be given for LSTM, got None")
+    factor, offset = given.recurrent_factor, given.recurrent_offset
+    if factor is not None and offset is not None and factor.shape[-1] != offset.shape[-1]:
+        raise ValueError(
+            "recurrent_factor and recurrent_offset must be as wide, got "
+            f"{factor.shape[-1]} and {offset.shape[-1]}"
+        )
+
+
 def checked(given: Given) -> Given:
     """Return what is given, or refuse what the compiled code would read as something else.
 
     Raises:
-        ValueError: a shape, dtype or device that does not fit the input and W_hh.
+        ValueError: no such cell, a tensor that it has not or lacks, or a shape, dtype or device
+            that does not fit the input and W_hh.
     """
+    _check_parts(given)
     (time, batch, size), (rows, state) = given.x.shape, given.weight_hh.shape
     gates = {"LSTM": 4, "GRU": 3}.get(given.mode, 1)
     hidden = rows // gates

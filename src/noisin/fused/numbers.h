@@ -3,6 +3,7 @@
 #ifndef NOISIN_NUMBERS_H
 #define NOISIN_NUMBERS_H
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -75,8 +76,8 @@ INLINE void share_rows(void (*run)(void *, int64_t, int64_t), void *data, int64_
     parts = parts < rows ? parts : rows;
     Share s = {run, data, rows, parts, 0};
 #if defined(__GNUC__)
-    if (parallel && parts > 1) {
-        parallel(take, &s, (unsigned)parts, 0);
+    if (parallel && parts > 1) { /* a team of another size would end threads, or begin some */
+        parallel(take, &s, (unsigned)threads, 0);
         return;
     }
 #endif

@@ -14,6 +14,11 @@
 /* What the caller must agree on. */
 PUBLIC int64_t pass_size(void) { return sizeof(Pass); }
 
+#if defined(_WIN32)
+/* What an extension of Python is linked with; this one is loaded without being imported. */
+PUBLIC void *PyInit__recurrence(void) { return NULL; }
+#endif
+
 INLINE const float *now(Noise noise, int64_t t, int64_t row, int64_t width) {
     return noise.at ? noise.at + t * noise.stride + row * width : NULL;
 }
@@ -65,8 +70,9 @@ CLONES static void lstm_forward(const Pass *p, int64_t t, const float *product, 
             float *squashed = p->extra + row * H + start;
             float *h = p->inner + b * H + start;
             float new[BLOCK];
+            float *gates[] = {i, f, g, o};
             for (int k = 0; k < 4; k++) {
-                perturb(i + k * H, NULL, p->bias ? p->bias + k * H + start : NULL, n);
+                perturb(gates[k], NULL, p->bias ? p->bias + k * H + start : NULL, n);
             }
             EACH(j, n) {
                 i[j] = logistic(i[j] + ui[j]);
@@ -152,8 +158,9 @@ CLONES static void gru_forward(const Pass *p, int64_t t, const float *product, i
             float new[BLOCK];
             EACH(j, size) v[j] = un[j];
             perturb(v, NULL, p->inner_bias ? p->inner_bias + start : NULL, size);
+            float *gates[] = {r, z, n};
             for (int k = 0; k < 3; k++) {
-                perturb(r + k * H, NULL, p->bias ? p->bias + k * H + start : NULL, size);
+                perturb(gates[k], NULL, p->bias ? p->bias + k * H + start : NULL, size);
             }
             EACH(j, size) {
                 r[j] = logistic(r[j] + ur[j]);

@@ -36,7 +36,7 @@ INLINE float bell(float x) {
 
 INLINE void add_part(Mixture *sum, float share, float slope, float mean, float variance) {
     const float wide = 1.0f + 2.0f * slope * slope * variance;
-    const float k = slope / __builtin_sqrtf(wide), k2 = k * k, q2 = slope * slope;
+    const float k = slope / sqrtf(wide), k2 = k * k, q2 = slope * slope;
     const float here = k * mean, there = slope * mean;
     const float e = bell(here), e0 = bell(there), norm = 1.1283791671f * share;
     sum->shift += share * (error_function(here, e) - error_function(there, e0));
@@ -83,7 +83,7 @@ INLINE Squashed by_mixture(float half, float mean, float variance) {
 
 INLINE Squashed by_closed(float half, float mean, float variance) {
     const float half_pi = 1.5707963268f, h2 = half * half, v = half_pi * h2 * variance;
-    const float wide = 1.0f + v, root = __builtin_sqrtf(wide);
+    const float wide = 1.0f + v, root = sqrtf(wide);
     const float m = half * mean / root, plain = hyperbolic(m);
     const float slope = 1.0f - plain * plain, lost = v / (wide + root); /* 1 - 1 / root */
     const float by_m = slope / root, by_v = -0.5f * half_pi * slope * m / wide;
@@ -102,8 +102,8 @@ INLINE Squashed by_closed(float half, float mean, float variance) {
 INLINE Squashed by_wang_manning(float half, float mean, float variance) {
     const float scale = 2.0f * half, m = scale * mean, v = scale * scale * variance;
     const float eighth = 0.3926990817f, slope = 1.1715728753f, offset = 0.8813735870f;
-    const float wide = 1.0f + eighth * v, root = __builtin_sqrtf(wide);
-    const float wide2 = 1.0f + eighth * slope * slope * v, root2 = __builtin_sqrtf(wide2);
+    const float wide = 1.0f + eighth * v, root = sqrtf(wide);
+    const float wide2 = 1.0f + eighth * slope * slope * v, root2 = sqrtf(wide2);
     const float a = m / root, a2 = slope * (m - offset) / root2;
     const float s = logistic(a), s2 = logistic(a2);
     const float d = s * (1.0f - s), d2 = s2 * (1.0f - s2), all = s2 - s * s;

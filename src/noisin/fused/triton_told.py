@@ -205,6 +205,8 @@ def rows_of(tensors: Sequence[Tensor | None], made: bool = False) -> Rows:
     if len(there) > 1:
         addresses = [one.data_ptr() for one in there]
         steps = {b - a for a, b in pairwise(addresses)}
+        if len({one.untyped_storage().data_ptr() for one in there}) > 1:
+            steps = {None}  # only what the first is a part of is kept
         # no other distance, or Triton would compile anew as memory happens to be had
         apart = 0 if steps == {0} else first.numel()
         if apart and steps != {first.nbytes}:

@@ -65,7 +65,7 @@ def unroll(
         state: (h_0,) or (h_0, c_0).
         weights: parameters of the layer and direction.
         inside: what acts here, by site.
-        lengths: [B], steps of each sequence; all T without it.
+        lengths: [B] int64, steps of each sequence, where x is; all T without it.
         reverse: run from the last step to the first.
     """
     ih, bias = weights.ih, weights.bias_ih
@@ -83,7 +83,7 @@ def unroll(
         state[1] if len(state) > 1 else None,
         *(*hidden, *recurrent, *candidate, *masks),
         None if fresh is None else fresh.std,
-        None if lengths is None else lengths.to(x.device, torch.int64).contiguous(),
+        lengths,
         None if fresh is None else fresh.seeds,
         *(term, mode, reverse),
     )[:3]
