@@ -8,7 +8,7 @@ from torch import nn
 
 from cases import seeded
 from conftest import assert_bit_equal, assert_mean, assert_variance
-from noisin import Embedding, Gaussian, Learned, Linear, at, fold, sampling
+from noisin import Embedding, Gaussian, Learned, Linear, at, fold, regularize, sampling
 from noisin.noise import terms_of
 
 T, B, F, V = 5, 3, 4, 7
@@ -142,6 +142,10 @@ def test_learned_spread_is_trained_and_may_be_missing():
     assert each.rho_input.shape == (F,)
     with pytest.raises(ValueError, match='the rows share one spread, per="layer"; got row'):
         Embedding(7, 3, noise='row * Gaussian(Learned(0.5, per="unit"))')
+    model = nn.Sequential(nn.Embedding(7, 3))
+    with pytest.raises(ValueError, match="the rows share one spread"):
+        regularize(model, 'row * Gaussian(Learned(0.5, per="unit"))', where="0")
+    assert type(model[0]) is nn.Embedding  # nothing is changed
 
 
 @pytest.mark.parametrize("kind", NOISE)

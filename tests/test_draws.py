@@ -5,7 +5,7 @@ import torch
 
 from cases import SITES, make, seeded
 from conftest import assert_bit_equal, assert_mean, assert_variance
-from noisin import LSTM, Bernoulli, Gaussian, Learned, at, cumulative
+from noisin import LSTM, Bernoulli, Gaussian, Learned, Zoneout, at, cumulative
 from noisin.draws import Stack, draw, places
 
 T, B, F, H = 4, 3, 2, 5
@@ -15,6 +15,15 @@ EVERYWHERE = " & ".join(f"{site} * Gaussian(0.5)" for site in SITES)
 
 def seed(number=0):
     return torch.Generator().manual_seed(number)
+
+
+def test_masks_of_zoneout_keep_their_rate_where_numbers_are_coarse(monkeypatch):
+    stack = Stack("RNN_TANH", 4, 1000)
+    monkeypatch.setattr(torch, "get_default_dtype", lambda: torch.bfloat16)
+    term = Zoneout(hidden=0.001)
+    ((mask,),) = draw(stack, term, 200, 20, generator=seed()).values()
+    assert mask.dtype == torch.bfloat16
+    assert_mean(mask.double().flatten(), 0.001, (0.001 * 0.999) ** 0.5)
 
 
 def test_places_are_named_like_torchs_weights():

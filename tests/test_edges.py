@@ -190,6 +190,15 @@ def test_learned_moments_under_autocast(noise):
 
 
 @pytest.mark.parametrize("kind", [LSTM, RNN])
+@pytest.mark.parametrize("site", ["weight_hh", "weight_ih"])
+def test_learned_spreads_of_fresh_matrices_beside_moments_under_autocast(kind, site):
+    noise = f'{site} + Gaussian(Learned(0.1, per="unit"))'
+    layer = kind(4, 8, noise=noise + " & recurrent * Bernoulli(keep=0.8) @ moments")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(3, 2, 4))[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", [LSTM, RNN])
 def test_autocast_leaves_float64_as_torch_does(kind):
     layer = kind(4, 8, noise="hidden * Gaussian(0.5)").double()
     dense = Linear(8, 3, noise="input * Gaussian(0.5)").double()

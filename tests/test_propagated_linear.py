@@ -47,6 +47,27 @@ def test_a_linear_of_moments_under_noise_that_is_drawn(noise):
     assert (layer(x._replace(variance=x.variance + 1), draws=draws).variance > 0).all()
 
 
+@pytest.mark.parametrize("time", [T, 0])
+def test_held_and_fresh_terms_in_the_weights_of_a_linear(time):
+    """What is held acts beside what is drawn at each step, and its learned spread learns."""
+    noise = "weight + Gaussian(Learned(0.1)) @ sequence & weight + Gaussian(0.1)"
+    layer = Linear(F, 2, noise=noise + " & input * Bernoulli(keep=0.8) @ moments", dtype=F64)
+    x = seeded(time, B, F, dtype=F64)
+    draws = layer.draw(x)
+    found = layer(x, draws=draws)
+    sampled = Linear(F, 2, noise=noise, dtype=F64)
+    sampled.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(found, sampled(x, draws={"weight": draws["weight"]}))
+    found.square().sum().backward()
+    assert time == 0 or (layer.rho_weight.grad != 0).any()
+
+
+def test_formulas_and_moments_do_not_meet_in_a_linear():
+    both = "input * Gaussian(0.3) @ preactivation & weight * Gaussian(0.3) @ moments"
+    with pytest.raises(ValueError, match="@ moments meets noise that is drawn"):
+        Linear(F, 2, noise=both)
+
+
 def test_several_terms_held_in_the_weights_of_a_linear():
     noise = "weight + Gaussian(0.1) @ sequence & weight + Gaussian(0.2) @ sequence"
     layer, x = Linear(F, 2, noise=noise), torch.randn(T, B, F)

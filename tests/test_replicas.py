@@ -7,9 +7,20 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import noisin.replicas as replicas_module
 from cases import ROWS, kinds_of, make, seeded
 from conftest import assert_bit_equal, flat
-from noisin import GRU, LSTM, BernoulliHead, Embedding, Linear, Replicas, regularize, sampling
+from noisin import (
+    GRU,
+    LSTM,
+    BernoulliHead,
+    Embedding,
+    Linear,
+    Replicas,
+    plain,
+    regularize,
+    sampling,
+)
 
 T, B, F, H = 4, 3, 3, 5
 SEEDS = (11, 12, 13)
@@ -168,7 +179,10 @@ def test_packed_sequences_run_in_turn():
     replicas = Replicas(LSTM(F, H), LEVELS, seeds=SEEDS, together=True)
     found = replicas(packed)[0]
     expected = alone(list(replicas), [(packed,)] * 3)
-    assert_bit_equal(found.data, torch.stack([one[0].data for one in expected]))
+    assert len(found) == 3
+    for one, (alone_one, _) in zip(found, expected, strict=True):
+        pad = nn.utils.rnn.pad_packed_sequence
+        assert_bit_equal(pad(one)[0], pad(alone_one)[0])
 
 
 def test_a_replica_is_a_model():
@@ -225,17 +239,28 @@ class Scaled(nn.Module):
         vars(self).update(settings)
 
     def forward(self, x):
-        return self.rnn(x)[0] * self.scale * (self.scales[0] if self.scales else 1)
+        return self.rnn(x)[0] * self.scale * self._gain * (self.scales[0] if self.scales else 1)
 
 
-@pytest.mark.parametrize("other", [{"scale": 10.0}, {"scales": [3.0]}])
+@pytest.mark.parametrize("other", [{"scale": 10.0}, {"_gain": 10.0}, {"scales": [3.0]}, {}])
 def test_settings_of_a_model_stay_its_own(other):
     """What is no weight and no noise is not stacked: such replicas have passes of their own."""
-    models = [Scaled(scale=1.0, scales=[]), Scaled(**{"scale": 1.0, "scales": [], **other})]
+    settings = {"scale": 1.0, "_gain": 1.0, "scales": []}
+    models = [Scaled(**settings), Scaled(**{**settings, **other})]
+    if not other:
+        models[1].register_forward_hook(lambda module, args, output: 10 * output)
     models[1].load_state_dict(models[0].state_dict())
     x = torch.randn(T, B, F)
     first, second = Replicas(models, seeds=[1, 1], together=True)(x)
-    assert torch.allclose(second / first, torch.tensor(10.0 if "scale" in other else 3.0))
+    assert torch.allclose(second / first, torch.tensor(3.0 if "scales" in other else 10.0))
+
+
+def test_what_one_replica_was_asked_for_meanwhile_leaves_nothing():
+    replicas = Replicas(networks(*LEVELS[:1] * 3), seeds=SEEDS, together=True)
+    assert replicas_module._alike(list(replicas)) == [[0, 1, 2]]
+    with sampling(replicas[0]), plain(replicas[1]):
+        assert replicas_module._alike(list(replicas)) == [[0], [1], [2]]
+    assert replicas_module._alike(list(replicas)) == [[0, 1, 2]]
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -305,6 +330,17 @@ def test_what_one_pass_cannot_run_is_refused(layer, instead):
         replicas(seeded(T, B, F))
     in_turn = Replicas(models, seeds=SEEDS)  # on the CPU
     assert len(flat(in_turn(seeded(T, B, F)))) >= 1
+
+
+@pytest.mark.parametrize("drops", [(0.0, 0.5, 0.5), (0.5, 0.0, 0.0)])
+def test_each_group_decides_whether_one_pass_can_run_it(drops):
+    models = [nn.Sequential(Linear(F, F), nn.Dropout(p)) for p in drops]
+    replicas = Replicas(models, seeds=SEEDS, together=True)
+    if drops[1:] == (0.0, 0.0):
+        assert len(replicas(seeded(T, B, F))) == 3
+        return
+    with pytest.raises(ValueError, match="torch's own Dropout"):
+        replicas(seeded(T, B, F))
 
 
 def test_draws_of_torch_are_refused_together():

@@ -326,6 +326,33 @@ def test_gradients_of_each_sequence_by_vmap(noise, kind):
     assert len(grads) == 4
 
 
+@pytest.mark.parametrize("noise", ["weight_hh + Gaussian(0.3)", "weight_ih * Laplace(0.3)"])
+@pytest.mark.parametrize("kind", ["LSTM", "tanh"])
+def test_gradients_of_each_sequence_under_its_own_matrices(noise, kind):
+    """By one vmap and by two: each member has matrices of its own, drawn at each step."""
+    torch.manual_seed(0)
+    layer = make(kind, F, H, noise=noise)
+    x = seeded(4, T, 1, F)
+    (place,) = layer.draw(x[0])
+    seeds = torch.stack([layer.draw(one)[place][0] for one in x])
+
+    def loss(weights, x, seeds):
+        given = {"noise": layer.noise, "draws": {place: (seeds,)}}
+        return recur(layer.stack, [weights], x, zeros(layer, x), **given)[0].square().sum()
+
+    of_one = torch.func.grad(loss)
+    weights = [w.detach() for w in layer.all_weights[0]]
+    expected = [of_one(weights, *own) for own in zip(x, seeds, strict=True)]
+    by_one = torch.func.vmap(of_one, (None, 0, 0))
+    once = by_one(weights, x, seeds)
+    pairs = x.unflatten(0, (2, 2)), seeds.unflatten(0, (2, 2)).transpose(0, 1)
+    twice = torch.func.vmap(by_one, (None, 0, 1))(weights, *pairs)
+    for index, found in enumerate(zip(*expected, strict=True)):
+        torch.testing.assert_close(once[index], torch.stack(found))
+        torch.testing.assert_close(twice[index].flatten(0, 1), torch.stack(found))
+    assert (seeds[0] != seeds[1]).any()
+
+
 @pytest.mark.parametrize("noise", ["hidden * Gaussian(0.3)", "weight_hh + Gaussian(0.3)"])
 def test_an_ensemble_by_vmap(noise):
     """Weights of several models stacked, one noise for all."""

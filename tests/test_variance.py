@@ -44,6 +44,11 @@ def test_the_parts_are_the_gradient(operator):
     torch.testing.assert_close(parts.loss + parts.regularizer, expected)
     assert parts.delta.shape == (4, 2)
     shrinks = parts.delta > 0
+    row = Moments(x.mean[0], x.variance[0])
+    torch.testing.assert_close(
+        split_gradient(loss, row, weight, noise=0.3).loss,
+        split_gradient(loss, Moments(x.mean[:1], x.variance[:1]), weight, noise=0.3).loss,
+    )
     one = split_gradient(loss, Moments(x.mean[:1], x.variance[:1]), weight, noise=0.3)
     assert ((one.regularizer * weight > 0) == (one.delta[0, :, None] > 0)).all()
     assert shrinks.any()

@@ -184,11 +184,12 @@ class Linear(Dense, nn.Linear):
             for one in acting.get("input", ())
         ]
         rows = each(lambda x: (x[None] if x.dim() == 1 else x).movedim(time, 0), input)
-        held = [] if fresh else acting.get("weight", ())
-        drawn = [one for one in held if isinstance(one, Perturbation)]
-        rest = [one for one in acting.get("weight", ()) if not isinstance(one, Perturbation)]
+        weight, on_weight = self.weight, acting.get("weight", ())
+        if not fresh:
+            weight = perturb_held(weight, on_weight)
+            on_weight = [one for one in on_weight if not isinstance(one, Perturbation)]
         made = propagated_product.noisy_product(
-            *(perturb_held(self.weight, drawn), self.bias, on_input, rest, len(rows.mean))
+            *(weight, self.bias, on_input, on_weight, len(rows.mean))
         )
         result = each(lambda x: x.movedim(0, time), propagated_product.multiply_all(made, rows))
         return each(lambda x: x[0], result) if mean.dim() == 1 else result
@@ -255,9 +256,12 @@ class Embedding(Dense, nn.Embedding):
         self.time_dim = time_dim
         self.noise = noise
 
-    def _spread_size(self, place: str, term: Noise) -> tuple[int, ...]:
+    def _check(self, term: Noise) -> None:
+        super()._check(term)
         if isinstance(term.law.std, Learned) and term.law.std.per != "layer":
             raise ValueError(f'the rows share one spread, per="layer"; got {term}')
+
+    def _spread_size(self, place: str, term: Noise) -> tuple[int, ...]:
         return ()
 
     def entry_size(self, term: Noise, input: Tensor) -> list[int]:

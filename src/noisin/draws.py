@@ -33,7 +33,7 @@ from noisin.noise import Noise, Term
 from noisin.product import Acting, Fresh, Perturbation, Preactivation, Propagated
 from noisin.shapes import Float
 from noisin.stack import Places, Stack, is_weight, places
-from noisin.variates import source
+from noisin.variates import source, wide
 from noisin.zoneout import Zoneout
 
 
@@ -127,8 +127,9 @@ def draw(
         for index, term in enumerate(terms):
             size = entry_size(stack, place, term, time, batch)
             if isinstance(term, Zoneout):
-                u = torch.rand(size, **source(generator), device=device)  # 16 bits are too coarse
-                entries.append((u < _keeping(place, term)).to(dtype or u.dtype))
+                kind = dtype or torch.get_default_dtype()
+                u = torch.rand(size, **source(generator), dtype=wide(kind), device=device)
+                entries.append((u < _keeping(place, term)).to(kind))
                 continue
             assert isinstance(term, Noise)
             learned = isinstance(term.law.std, Learned)

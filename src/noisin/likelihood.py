@@ -20,7 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from noisin.dense import Linear
 from noisin.fused import affine
 from noisin.fused.categorical import log_probability
-from noisin.propagation import Moments, checked, deviation, exact
+from noisin.propagation import Moments, checked, deviation, mean_of
 from noisin.shapes import Float, Int
 
 
@@ -56,14 +56,14 @@ def squared_error(
         output: y, a tensor or ``Moments``.
         x: the observations.
     """
-    mean = exact(output).mean
+    mean = mean_of(output)
     _check_alike(mean, x)
     return (x - mean).square().sum(-1)
 
 
 def _check_alike(parameters: Tensor | Moments, x: Tensor) -> None:
     """Raise a ValueError for observations that would be broadcast."""
-    shape = exact(parameters).mean.shape
+    shape = mean_of(parameters).shape
     if x.shape != shape:
         raise ValueError(
             f"observations must have the shape of the parameters, {list(shape)}; "

@@ -22,13 +22,23 @@ def each(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         function: of a tensor, which runs outside of vmap; it may draw, and look at numbers.
         x: what it is called with; a tensor outside of all batches is its own only member.
     """
-    functorch = torch._C._functorch
-    if not functorch.is_batchedtensor(x):
-        with torch._C._DisableFuncTorch():
+    functorch, batches = torch._C._functorch, []
+    while functorch.is_batchedtensor(x) or functorch.is_gradtrackingtensor(x):
+        if functorch.is_batchedtensor(x):
+            batches.append((functorch.maybe_get_level(x), functorch.maybe_get_bdim(x)))
+        x = functorch.get_unwrapped(x)
+    batches.reverse()  # from the outermost call of vmap to the innermost
+    with torch._C._DisableFuncTorch():
+        if not batches:
             return function(x)
-    members = functorch.get_unwrapped(x).unbind(functorch.maybe_get_bdim(x))
-    results = torch.stack([each(function, one) for one in members])
-    return functorch._add_batch_dim(results, 0, functorch.maybe_get_level(x))
+        for at, (_, dim) in enumerate(batches):
+            x = x.movedim(at + dim, at)
+        sizes = x.shape[: len(batches)]
+        members = x.reshape(-1, *x.shape[len(batches) :]).unbind(0)
+        result = torch.stack([function(one) for one in members]).unflatten(0, sizes)
+    for level, _ in batches:
+        result = functorch._add_batch_dim(result, 0, level)
+    return result
 
 
 def joined(functions: Sequence[Callable[[], Any]]) -> Any:

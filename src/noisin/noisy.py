@@ -17,8 +17,8 @@ from noisin.draws import Draws, Like, Scaled, act, draw_term, outside_checkpoint
 from noisin.laws import Learned
 from noisin.noise import Noise, Term, joined, terms_of
 from noisin.product import Acting
-from noisin.propagation import exact
-from noisin.stack import Places, supported, together
+from noisin.propagation import mean_of
+from noisin.stack import Places, check_estimates, supported, together
 from noisin.strength import scaled
 from noisin.text import parse
 from noisin.tracing import autocasting
@@ -75,7 +75,7 @@ class Noisy(nn.Module):
 
     @property
     def is_noisy(self) -> bool:
-        """Whether anything is drawn in training, torch's ``dropout=`` included."""
+        """Whether any noise acts in training, torch's ``dropout=`` included."""
         return self.acting() is not None
 
     def acting(self) -> Term | None:
@@ -258,6 +258,7 @@ class Simple(Noisy):
             found[term.site.name] = (*found.get(term.site.name, ()), term)
         for place, terms in found.items():
             together(place, terms)
+        check_estimates(noise)
         return found
 
     def _check(self, term: Noise) -> None:
@@ -285,7 +286,7 @@ class Simple(Noisy):
     def _draw(
         self, input: Any, generator: torch.Generator | None = None, *, given: bool
     ) -> dict[str, tuple[Tensor | Scaled, ...]]:
-        input = exact(input).mean
+        input = mean_of(input)
         source, like = outside_checkpoints(generator), self._like(input)
         kind = Like(like.dtype, like.device)
 
@@ -320,7 +321,7 @@ class Simple(Noisy):
             return None
         if draws is None:
             draws = self._draw(input, given=False)
-        input, found = exact(input).mean, self.resolve(noise)
+        input, found = mean_of(input), self.resolve(noise)
         if not isinstance(draws, Mapping):
             raise ValueError(f"draws must be a dict by site, got {type(draws).__name__}")
         got = {p: len(e) if isinstance(e, tuple | list) else e for p, e in draws.items()}

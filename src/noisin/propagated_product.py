@@ -121,11 +121,11 @@ def _matrix(weight: Tensor, on_weight: Sequence[Acting]) -> Matrix:
 
 def multiply_all(given: Product, x: Moments) -> Moments:
     """Return the products of all steps, x [T, …, F] to [T, …, R]."""
-    if given.matrix is None:
+    if given.matrix is None and len(x.mean):
         rows = zip(x.mean.unbind(0), x.variance.unbind(0), strict=True)
         found = [multiply(given, t, Moments(*row)) for t, row in enumerate(rows)]
         return Moments(*map(torch.stack, zip(*found, strict=True)))
-    return _multiplied(given, given.matrix, given.on_x, x)
+    return _multiplied(given, given.matrix or _matrix(given.weight, ()), given.on_x, x)
 
 
 def multiply(given: Product, t: int, x: Moments) -> Moments:
@@ -136,7 +136,7 @@ def multiply(given: Product, t: int, x: Moments) -> Moments:
         for one in given.drawn_at[t]:
             value = one.final(0, weight) if isinstance(one, Fresh) else one.value
             weight = weight * value if one.operator == "*" else weight + value
-        matrix = _matrix(weight, ())
+        matrix = _matrix(weight.to(x.mean.dtype), ())
     return _multiplied(given, matrix, given.on_x_at[t], x)
 
 

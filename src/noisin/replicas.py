@@ -111,7 +111,8 @@ class Replicas(nn.Module):
             **kwargs: of the models, which all share.
 
         Returns:
-            What the models return, each tensor with an axis of replicas in front.
+            What the models return, each tensor with an axis of replicas in front, and in the place
+            of a packed sequence one for each replica.
 
         Raises:
             ValueError: other ``in_dims``, or an argument without that axis; together, a layer of
@@ -131,13 +132,14 @@ class Replicas(nn.Module):
         packed = any(isinstance(one, PackedSequence) for one in (*args, *kwargs.values()))
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
         together = device.type == "cuda" if self.together is None else self.together
-        groups = in_turn = [[r] for r in range(len(self))]
+        groups = [[r] for r in range(len(self))]
         if together and not packed:
             groups = _alike(list(self.models))
-        if len(groups) < len(self) and (refusal := _refusal(self.models[0])):
-            if self.together:
-                raise ValueError(refusal)
-            groups = in_turn
+        for group in [group for group in groups if len(group) > 1]:
+            if refusal := _refusal(self.models[group[0]]):
+                if self.together:
+                    raise ValueError(refusal)
+                groups = [one for one in groups if one is not group] + [[r] for r in group]
         found: list[Any] = [None] * len(self)
         for group in groups:
             own = [_of(args, dims, r) for r in group]
@@ -148,7 +150,7 @@ class Replicas(nn.Module):
             whole = self._mapped(group, own, kwargs, device)
             for at, r in enumerate(group):
                 found[r] = tree_map(lambda one, at=at: one[at], whole)
-        return tree_map(_stacked, *found)
+        return tree_map(_stacked, *found, is_leaf=lambda one: isinstance(one, PackedSequence))
 
     def _check(self, args: tuple[Any, ...], dims: tuple[int | None, ...]) -> None:
         if len(dims) != len(args) or any(dim not in (0, None) for dim in dims):
@@ -249,6 +251,8 @@ def _refusal(model: nn.Module) -> str:
 def _stacked(*parts: Any) -> Any:
     if isinstance(parts[0], Tensor):
         return torch.stack(parts)
+    if isinstance(parts[0], PackedSequence):
+        return parts
     if all(part == parts[0] for part in parts):
         return parts[0]
     raise ValueError(f"replicas must return tensors, or the same; got {parts}")
@@ -296,9 +300,18 @@ def _kind(model: nn.Module) -> Any:
     )
 
 
+_STANDARD = {
+    *(vars(nn.Module()).keys() - {"training"}),  # hooks are compared by themselves
+    *("_flat_weights", "_flat_weight_refs", "_flat_weights_names"),
+    *("_noise", "_strength", "_replicas", "sampling", "silent"),  # see ``_shown``
+}
+
+
 def _settings(module: nn.Module) -> Any:
     """Return the attributes of a module that are no tensors or modules, to compare."""
-    return _comparable({k: v for k, v in vars(module).items() if not k.startswith("_")})
+    own = {k: v for k, v in vars(module).items() if k not in _STANDARD}
+    hooks = [tuple(v.values()) for k, v in vars(module).items() if k.endswith("hooks")]
+    return _comparable(own), _comparable(hooks)
 
 
 def _comparable(value: Any) -> Any:

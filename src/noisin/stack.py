@@ -146,10 +146,15 @@ def places(stack: Stack, noise: Term | None) -> Places:
             found[place] = (*found.get(place, ()), term)
     for place, terms in found.items():
         together(place, terms)
-    estimates = {t.estimate for terms in found.values() for t in terms if isinstance(t, Noise)}
+    check_estimates(noise)
+    return found
+
+
+def check_estimates(noise: Term | None) -> None:
+    """Refuse terms whose expectations cannot be taken in one layer."""
+    estimates = {term.estimate for term in terms_of(noise) if isinstance(term, Noise)}
     if {"moments", "preactivation"} <= estimates:
         raise ValueError(f"@ moments meets noise that is drawn, not @ preactivation; got {noise}")
-    return found
 
 
 def supported(term: Term, sites: Sequence[str], owner: str) -> Noise:

@@ -67,7 +67,8 @@ def split_gradient(
     by_mean, delta = (slope.detach() for slope in slopes)  # zeros made up may want a gradient
 
     def outer(rows: Tensor, columns: Tensor) -> Tensor:
-        return rows.flatten(0, -2).t() @ columns.flatten(0, -2)
+        rows, columns = (one.reshape(-1, one.shape[-1]) for one in (rows, columns))
+        return rows.t() @ columns
 
     return Split(outer(by_mean, x.mean), 2 * weight.detach() * outer(delta, seen.variance), delta)
 
