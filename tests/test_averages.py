@@ -6,7 +6,7 @@ import json
 import pytest
 
 from lab_cases import midi_folder
-from noisin.lab import LabError, averages, evaluate, jobs, recipe, records, tasks
+from noisin.lab import LabError, averages, evaluate, jobs, recipe, records, report, tasks
 from noisin.lab.config import corpus_key
 from test_cli import call as call  # a fixture
 
@@ -81,6 +81,26 @@ def test_an_average_is_that_of_the_evaluation(call, tiny):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("record.json")} == before
 
 
+def test_an_average_is_compared_with_as_many_models(call, tiny):
+    """With the row that the recipe names, whoever tells; a mixture is no worse than the mean."""
+    text = TEXT.replace('baseline = "noisy"', 'baseline = "plain"')
+    text = text.replace("[rows.noisy]", '[rows.plain]\nnoise = "none"\n[rows.noisy]')
+    (tiny / "tiny.toml").write_text(text + 'baseline = "noisy"\n')
+    assert call("run", "tiny.toml", "--seed", 1, "--seed", 2, "--seed", 3).exit_code == 0
+    found = records.read([tiny / "runs"])
+    (both,) = (one for one in found if one.row == "two")
+    assert (both.baseline, both.title) == ("noisy", "Averages")
+    parts = {one.seed: one.test for one in found if one.row == "noisy"}
+    (line,) = (one for one in report.summary(report.by_row(found)) if one.name == "two")
+    assert line.baseline == "noisy"
+    assert line.difference.count == 1
+    assert line.difference.mean == pytest.approx(both.test - (parts[1] + parts[2]) / 2)
+    assert line.difference.mean < 0
+    fewer = [one for one in found if (one.row, one.seed) != ("noisy", 2)]
+    (line,) = (one for one in report.summary(report.by_row(fewer)) if one.name == "two")
+    assert line.difference is None
+
+
 def test_models_of_an_average_are_of_their_own_row(call, tiny):
     text = TEXT.replace("[rows.noisy]", '[rows.noisy]\nlabel = "Noisy"\nnote = "Chosen so"')
     (tiny / "tiny.toml").write_text(text)
@@ -118,6 +138,20 @@ def test_a_corpus_is_read_once(call, tiny, monkeypatch):
     monkeypatch.setattr(tasks, "load", lambda *given: read.append(given) or load(*given))
     assert len(evaluate.load_all(folders)) == 2
     assert len(read) == 1
+
+
+def test_runs_of_two_corpora_are_not_averaged(call, tiny):
+    midi_folder(tiny / "other", pieces=9)
+    for data in ("music", "other"):
+        words = ["--only", "noisy", "--seed", 1, "--set", f"data={data}", "--out", f"of-{data}"]
+        assert call("run", "tiny.toml", *words).exit_code == 0
+    folders = [
+        path.parent for of in ("of-music", "of-other") for path in (tiny / of).rglob("record.json")
+    ]
+    with pytest.raises(
+        LabError, match=r"of-music/.* is of .*music, sha256 .*of-other/.* of .*other, "
+    ):
+        evaluate.load_all(folders)
 
 
 def test_an_average_alone_trains_its_models(call, tiny):

@@ -42,6 +42,13 @@ def test_rows_are_the_base_with_what_differs(path):
     assert a.config.lr == config.MusicConfig(data="bach").lr
 
 
+def test_what_a_paper_scores_on_its_corpus_is_not_said_of_another(path):
+    for changes, published in ((["data=jsb-chorales"], False), (["data=bach", "lr=2.0"], True)):
+        row = recipe.load(str(path), changes).rows["a"]
+        assert (row.published is not None, row.note == "why") == (published, published)
+        assert row.label == "Zaremba"
+
+
 def test_set_changes_every_row_and_only_keeps_some(path):
     changes = ["hidden_size=9", "data=some/folder", "seeds=[1]", "noise=input * Gaussian(0.5)"]
     read = recipe.load(str(path), changes, ["a"])

@@ -170,6 +170,10 @@ def test_one_of_several_searches_is_named(tmp_path, row):
         (SHARED.replace("[rows.plain.search]", "[rows.plain.search]\nspace = 3"), "be tables"),
         (SHARED.split("[rows.plain.search]")[0], "some row must have a search of its own"),
         (SHARED + "[rows.fixed.search]\nspaces = { lr = [1.0] }", "spaces"),
+        (
+            SHARED + '[rows.two]\naverage = "plain"\nmodels = 2\n[rows.two.search]\n',
+            "row must be one that is trained; two is an average",
+        ),
     ],
 )
 def test_searches_that_fit_no_row_are_refused(tmp_path, text, message):

@@ -258,6 +258,11 @@ def test_more_draws_never_score_worse(tmp_path, noise, cell, head):
     path = table(tmp_path / "own.csv", {"n": np.random.default_rng(0).poisson(4, 90)})
     one = task(path, noise=noise, cell=cell, head=head)
     scores = one.scores("test", (0, 1, 2, 8))
+    found = []
+    for samples in ((2,), (2, 2)):
+        torch.manual_seed(3)
+        found.append(one.scores("test", samples))
+    assert found[0] == found[1]
     assert scores[1]["nll"] > scores[2]["nll"] > scores[8]["nll"]
     assert len({score["rmse"] for score in scores.values()}) == 4
     batch = next(one.batches(1, 1))

@@ -270,3 +270,14 @@ def test_settings_that_decide_the_corpus_are_not_searched(tmp_path):
         for changes in ({}, {"horizon": 2}, {"columns": "x"}, {"lr": 0.1}, {"head": "gaussian"})
     }
     assert len(keys) == 3
+
+
+def test_explain_counts_the_words_and_steps_of_the_run(call, tmp_path):
+    (tmp_path / "own.txt").write_text("a a a b b c\n" * 60)
+    few = call("explain", *sets("task=words", "data=own.txt", "min_count=61"))
+    assert "4 outputs" in few.output, few.output  # a, b, <eos>, <unk>
+    ours, more = (
+        call("explain", *sets("task=series", "data=lorenz", f"window={w}", f"warmup={u}"))
+        for w, u in ((50, 30), (80, 0))
+    )
+    assert ours.output.splitlines()[-1] == more.output.splitlines()[-1]

@@ -142,6 +142,12 @@ BAD = {
     "no target": (rows_of(""), {"columns": ["x"], "targets": ["y"]}, "among x; got 'y'"),
     "no group": (rows_of(""), {"group": "z"}, "group must be one of x, y; got 'z'"),
     "group hole": (rows_of("1,\n"), {"group": "y"}, "group 'y' must be in every row; row 21 has"),
+    "no rows in groups": ("x,y\n", {"group": "y"}, "must have rows, got none"),
+    "commas in numbers": (
+        "Datum;Preis, EUR;Menge, kg\n" + "2020-01-1;1,1;3,2\n2020-01-2;1,4;3,9\n" * 9,
+        {},
+        "'Preis, EUR': a cell must be a number, row 1 has '1,1'",
+    ),
     "small group": (rows_of("1,9\n"), {"group": "y"}, "series '0'.*got 1, 1, 1 of 3"),
 }
 

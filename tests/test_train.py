@@ -165,6 +165,9 @@ def test_seed_noise_and_corpus_decide_the_run(tmp_path):
     hashes = {one.hash, other.hash, job(tmp_path, noise="none").hash}
     hashes.add(Job("tiny", "A title", "row", one.row, 1, "another", tmp_path).hash)
     assert len(hashes) == 4
+    with pytest.raises(LabError, match=r"must stay as it is while .* was another"):
+        train.run(Job("tiny", "A title", "row", one.row, 1, "another", tmp_path), corpus())
+    assert list(tmp_path.iterdir()) == []
     runs = [train.run(one, corpus()), train.run(other, corpus())]
     assert runs[0].weights != runs[1].weights
 

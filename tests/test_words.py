@@ -243,6 +243,11 @@ def test_start_is_uniform_and_spreads_keep_theirs():
 def test_more_draws_never_score_worse(corpus):
     one = task(corpus, noise="hidden * Gaussian(1.0)")
     scores = one.scores("test", (0, 1, 2, 8))
+    found = []
+    for samples in ((2,), (2, 2)):
+        torch.manual_seed(3)
+        found.append(one.scores("test", samples))
+    assert found[0] == found[1]
     assert scores[1]["nll"] > scores[2]["nll"] > scores[8]["nll"]
     assert scores[0]["nll"] != scores[1]["nll"]
     for score in scores.values():

@@ -95,8 +95,10 @@ def _record(job: Job, corpus: Corpus) -> Record | None:
     return parts[0].model_copy(
         update={
             "recipe": job.recipe,
+            "title": job.title,
             "row": job.name,
             "label": job.row.label,
+            "baseline": job.row.baseline,
             "published": job.row.published,
             "note": job.row.note,
             "seed": job.seed,

@@ -28,7 +28,7 @@ from noisin.lab import (
     tasks,
     together,
 )
-from noisin.lab.config import DECIDING, MusicConfig, corpus_key, propagates
+from noisin.lab.config import DECIDING, corpus_key, propagates
 from noisin.lab.export_command import export
 from noisin.lab.files import write_aside
 from noisin.lab.forecasts import LEVELS
@@ -250,15 +250,18 @@ def explain(
     """Say what the rows of a recipe are: model, sites, paths, parameters, memory."""
     chosen = recipe.load(name or recipe.default(changes), changes, only)
     configs = [settings.config for settings in chosen.rows.values()]
-    own = {corpus_key(config): config for config in configs if config.data not in data.NAMES}
+    own = {
+        corpus_key(config): config
+        for config in configs
+        if config.data not in data.NAMES or getattr(config, "min_count", 1) > 1
+    }
     corpora = {key: tasks.load(config, data_dir, say) for key, config in own.items()}
     for row, settings in chosen.rows.items():
         config = settings.config
         model = outline(chosen, row, settings, corpora.get(corpus_key(config)))
         parameters = sum(p.numel() for p in model.parameters())
-        steps = config.chunk if isinstance(config, MusicConfig) else config.window
         sequences = config.batch_size * config.train_samples
-        table = explain_model(model, time=steps, batch=sequences)
+        table = explain_model(model, time=tasks.steps(config), batch=sequences)
         weights, activations = tasks.memory(config, model)
         noise = sum(line.memory for line in table)
         say(f"{row}: {model.rnn}, {model.head.out_features} outputs")

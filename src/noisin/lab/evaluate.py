@@ -42,16 +42,7 @@ def load(path: Path, data_dir: Path | None = None, corpus: Corpus | None = None)
         LabError: no finished run, an average of several, a damaged file, or a corpus that is not
             that of the run.
     """
-    if not (path / "record.json").is_file():
-        raise LabError(f"a run is a folder with a record.json, as `noisin run` leaves; got {path}")
-    record = records.read([path / "record.json"])[0]
-    if record.status == "diverged":
-        raise LabError(f"{path}: a run must have finished; this one diverged, {record.reason}")
-    if record.models > 1:
-        raise LabError(
-            f"{path}: an average has no weights of its own; name the runs of its models; "
-            f"got {record.row}, an average of {record.models}"
-        )
+    record = _record(path)
     tensors, _ = checkpoint.load(path / "model.safetensors")
     corpus = corpus or tasks.load(record.config, data_dir)
     if corpus.digest() != record.corpus:
@@ -70,9 +61,32 @@ def load(path: Path, data_dir: Path | None = None, corpus: Corpus | None = None)
     return Run(record, task, corpus)
 
 
+def _record(path: Path) -> Record:
+    """Return the record of a run that has weights."""
+    if not (path / "record.json").is_file():
+        raise LabError(f"a run is a folder with a record.json, as `noisin run` leaves; got {path}")
+    record = records.read([path / "record.json"])[0]
+    if record.status == "diverged":
+        raise LabError(f"{path}: a run must have finished; this one diverged, {record.reason}")
+    if record.models > 1:
+        raise LabError(
+            f"{path}: an average has no weights of its own; name the runs of its models; "
+            f"got {record.row}, an average of {record.models}"
+        )
+    return record
+
+
 def load_all(paths: Sequence[Path], data_dir: Path | None = None) -> list[Run]:
     """Load runs that are to be averaged: all of the corpus of the first."""
     first = load(paths[0], data_dir)
+    for path in paths[1:]:
+        one = _record(path)
+        if one.corpus != first.record.corpus:
+            raise LabError(
+                f"runs that are averaged must be of one corpus; {paths[0]} is of "
+                f"{first.record.config.data}, sha256 {first.record.corpus}, and {path} of "
+                f"{one.config.data}, {one.corpus}"
+            )
     return [first, *(load(path, data_dir, first.corpus) for path in paths[1:])]
 
 

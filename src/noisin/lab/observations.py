@@ -142,6 +142,8 @@ def load(config: SeriesConfig) -> Observations:
         for index in targets:
             _check_counts(where, columns[index], whole[:, index])
     series = dict(_series(where, config.group, found.groups, whole))
+    if not series:
+        raise LabError(f"{where} must have rows, got none")
     cuts = {name: _cut(config, name, len(values)) for name, values in series.items()}
     left_out = {} if config.columns else found.left_out  # the user has left them out
     corpus = Observations(

@@ -145,12 +145,17 @@ def _row(
     changed: Mapping[str, Any],
     name: str,
 ) -> dict[str, Any]:
-    """Return what is said of a row, its own settings over those of the base."""
+    """Return what is said of a row, its own settings over those of the base.
+
+    What is said of its corpus, published scores among it, is not said of another one.
+    """
     said = rows[row]
     own = {key: value for key, value in said.items() if key not in ROW_KEYS}
     config = {"task": "music", **base, **own, **changed}
     _known(config, (*_settings(config["task"], name), *ROW_KEYS), f"{name}, row {row}")
     about = {key: said[key] for key in ROW_KEYS if key in said and key != "search"}
+    if any(changed[key] != {**base, **own}.get(key) for key in CORPUS if key in changed):
+        about = {key: one for key, one in about.items() if key not in ("published", "note")}
     about = {"label": row, "baseline": baseline, **about}
     _check_baseline(about["baseline"], rows, f"{name}, row {row}")
     return {**about, "config": _with_none(config)}
@@ -199,8 +204,10 @@ def _checked_search(
     """Return a search without what was changed in every row; None where nothing is left.
 
     Raises:
-        ValueError: it names what is no setting.
+        ValueError: it names what is no setting, or is that of an average.
     """
+    if "average" in rows[search.row]:
+        raise ValueError(f"row must be one that is trained; {search.row} is an average of others")
     task = {**base, **rows[search.row], **changed}.get("task", "music")
     fields = [name for name in _settings(task, search.row) if name not in CORPUS]
     search.check(fields, CORPUS)

@@ -211,11 +211,25 @@ def _label(name: str, rows: dict[str, list[Record]]) -> str:
     return first.label if name == first.row else name
 
 
+def _reference(run: Record, against: Mapping[int, Record]) -> list[float]:
+    """Return what a run is compared with, an average with as many models; [] where one is missing.
+
+    Args:
+        run: the run.
+        against: those of the baseline, by seed.
+    """
+    first = against.get(run.seed)
+    if first is not None and first.models == run.models:
+        return [first.test]
+    parts = [against.get(seed) for seed in range(run.seed, run.seed + run.models)]
+    return [one.test for one in parts if one is not None and one.models == 1] if all(parts) else []
+
+
 def _line(name: str, rows: dict[str, list[Record]], base: str, settings: Sequence[str]) -> Line:
     runs = rows[name]
     done = [run for run in runs if run.status == "finished"]
     first, config = runs[0], runs[0].config
-    reference = {run.seed: run.test for run in rows.get(base, ()) if "test" in run.scores}
+    against = {run.seed: run for run in rows.get(base, ()) if "test" in run.scores}
     draws = sorted({k for run in done for k in run.monte_carlo})
     tested = [run for run in done if "test" in run.scores]  # the trials of a search are not
     own = {key: getattr(config, key) for key in settings if hasattr(config, key)}
@@ -234,7 +248,9 @@ def _line(name: str, rows: dict[str, list[Record]], base: str, settings: Sequenc
         scored=Estimate.of(
             [r.scores["test"]["scored"] for r in tested if "scored" in r.scores["test"]]
         ),
-        difference=Estimate.of([r.test - reference[r.seed] for r in tested if r.seed in reference]),
+        difference=Estimate.of(
+            [r.test - statistics.fmean(own) for r in tested if (own := _reference(r, against))]
+        ),
         baseline=_label(base, rows) if base else "",
         published=f"{first.published.test} ({first.published.source})" if first.published else "",
         seeds=len(done),

@@ -235,7 +235,7 @@ class SeriesTask(Apart):
         """
         sums = {k: torch.zeros(1 + len(self.corpus.targets)).double() for k in samples}
         steps = sum(len(self._rows(name, split)) for name in self.corpus.series)
-        drawn = [k for k in samples if k]
+        drawn = [k for k in sums if k]
         for draws, own in ((0, [0] if 0 in samples else []), (max(drawn, default=0), drawn)):
             for one in self.forecasts(split, draws, others) if own else ():
                 likelihood = one.laws.log_likelihood(one.truth).sum(-1)

@@ -128,16 +128,20 @@ def _rows(path: Path) -> Iterator[list[str]]:
             raise LabError(f"{path} must be CSV; behind line {line}: {error}") from None
 
 
-def _fit(file: TextIO, delimiter: str) -> tuple[bool, int]:
-    """Return whether a delimiter cuts the first two rows, into as many cells, and how many."""
+def _fit(file: TextIO, delimiter: str) -> tuple[bool, bool, int]:
+    """Return whether a delimiter cuts the first two rows alike, is no comma then, and how often.
+
+    Where another one fits, commas stand inside numbers.
+    """
     file.seek(0)
     try:
         rows = itertools.islice(csv.reader(file, delimiter=delimiter, strict=True), 2)
         widths = [len(row) for row in rows]
     except csv.Error:
-        return False, 0
+        return False, False, 0
     most = max(widths, default=0)
-    return most > 1 and len(set(widths)) == 1, most
+    fits = most > 1 and len(set(widths)) == 1
+    return fits, fits and delimiter != ",", most
 
 
 def _number(cell: str) -> float | None:

@@ -43,6 +43,13 @@ def load(
     return rolls.load(config.data, data_dir, say)
 
 
+def steps(config: AnyConfig) -> int:
+    """Return how many steps a batch has."""
+    if isinstance(config, SeriesConfig):
+        return config.warmup + config.window
+    return config.chunk if isinstance(config, MusicConfig) else config.window
+
+
 def memory(config: AnyConfig, model: AnyModel) -> tuple[int, int]:
     """Return about how many bytes a training step needs, noise aside.
 
@@ -53,12 +60,11 @@ def memory(config: AnyConfig, model: AnyModel) -> tuple[int, int]:
     Returns:
         The bytes of weights, gradients and optimizer, and those kept for the backward pass.
     """
-    steps = config.chunk if isinstance(config, MusicConfig) else config.window
     gates = {"lstm": 4, "gru": 3}.get(config.cell, 1)
     inside = (2 * gates + 3) * config.hidden_size * config.num_layers
     kept = (inside + 3 * model.head.out_features) * config.batch_size * config.train_samples
     copies = {"adam": 4, "nesterov-rmsprop": 4, "nt-asgd": 4}.get(config.optimizer, 3)
-    return 4 * copies * sum(p.numel() for p in model.parameters()), 4 * kept * steps
+    return 4 * copies * sum(p.numel() for p in model.parameters()), 4 * kept * steps(config)
 
 
 def check(config: AnyConfig, corpus: Corpus) -> None:

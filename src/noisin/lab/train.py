@@ -85,8 +85,14 @@ def run(
 
     Raises:
         Stopped: asked to stop; the next call goes on from the checkpoint.
-        LabError: a damaged checkpoint, or a folder that cannot be written.
+        LabError: another corpus than the job's, a damaged checkpoint, or a folder that cannot be
+            written.
     """
+    if corpus.digest() != job.corpus:
+        raise LabError(
+            f"{job.row.config.data} must stay as it is while it is worked on; its sha256 was "
+            f"{job.corpus}, and now is {corpus.digest()}"
+        )
     path = job.path / "record.json"
     ranks, lock = ranks or Ranks(), FileLock(job.path / ".lock")
     try:

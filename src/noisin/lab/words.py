@@ -306,7 +306,7 @@ class WordTask:
         if draws:
             drawn = [self.log_likelihoods(split, m, window, samples=draws) for m in models]
             for parts in zip(*drawn, strict=True):
-                for k in filter(None, samples):
+                for k in filter(None, totals):
                     totals[k] -= nested(torch.stack(parts, 1), k).sum().item()
         count = len(self._splits[split])
         return {k: self.in_metric(total / count) for k, total in totals.items()}
