@@ -249,7 +249,7 @@ def _line(name: str, rows: dict[str, list[Record]], base: str, settings: Sequenc
             [r.scores["test"]["scored"] for r in tested if "scored" in r.scores["test"]]
         ),
         difference=Estimate.of(
-            [r.test - statistics.fmean(own) for r in tested if (own := _reference(r, against))]
+            [r.test - statistics.fmean(other) for r in tested if (other := _reference(r, against))]
         ),
         baseline=_label(base, rows) if base else "",
         published=f"{first.published.test} ({first.published.source})" if first.published else "",
