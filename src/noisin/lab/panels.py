@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import statistics
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,7 @@ from noisin.text import parse
 Rows = dict[str, list[Record]]
 
 ACROSS = 4  # panels of a figure side by side
+TITLE = 24  # letters of a panel's title a line
 MOST = 6  # series and targets in a figure of forecasts
 WORST = 1.35  # of the best score: what is worse is not told apart
 POINT: dict[str, Any] = {"markersize": 3, "color": "#0072b2"}
@@ -206,7 +208,8 @@ def draw_strength(spent: Sequence[Spent], *panels: Axes) -> None:
         values = [strength for strength, _ in done]
         if values and min(values) > 0 and max(values) > 20 * min(values):
             axes.set_xscale("log")
-        axes.set(title=one.label, xlabel=name, ylim=(low - 0.01 * abs(low), top + 0.01 * abs(top)))
+        axes.set_title(textwrap.fill(one.label, TITLE), fontsize="medium")
+        axes.set(xlabel=name, ylim=(low - 0.01 * abs(low), top + 0.01 * abs(top)))
         axes.grid(alpha=0.3)
 
 
