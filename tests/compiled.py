@@ -14,6 +14,7 @@ from cases import make, seeded, zeros
 from models import IDS, Tagger
 from noisin import Embedding, Linear, regularize, strip
 from noisin.functional import recur
+from noisin.propagation import mean_of
 
 T, B, F, H = 3, 2, 3, 5
 NOISES = (
@@ -48,6 +49,7 @@ FORMS = (  # what acts on given draws, and the cells it is tried in
 BROKEN = (  # where matrices are drawn anew at each step outside the fused recurrence
     ("LSTM", "weight_hh + Gaussian(0.5) @ cumulative", False),
     ("GRU", "weight_ih * Gaussian(0.5)", False),
+    ("LSTM", "weight_hh + Gaussian(0.5) & recurrent * Bernoulli(keep=0.5) @ moments", False),
 )
 
 
@@ -127,6 +129,7 @@ def functional(kind, noise, fullgraph=True):
     found = []
     for run in (torch.compile(recur, fullgraph=fullgraph, backend="eager"), recur):
         output, final = run(*args, noise=layer.noise, draws=draws)
+        output, final = mean_of(output), map(mean_of, final)
         grads = torch.autograd.grad(output.square().sum(), layer.parameters(), retain_graph=True)
         found.append([output, *final, *grads])
     return same(*found)
@@ -154,6 +157,7 @@ DENSE = (
     *(("linear", "input + Bernoulli(keep=0.5) @ sequence", True),),
     *(("linear", "weight * Gaussian(Learned(0.5)) @ sequence", True),),
     *(("linear", "weight * Gaussian(0.5) @ preactivation", True),),
+    ("linear", "weight + Gaussian(0.5) & input * Bernoulli(keep=0.5) @ moments", False),
     *(("embedding", None, True), ("embedding", "row * Gaussian(0.5)", True)),
     *(("embedding", "row * Bernoulli(keep=0.5) @ sequence", True),),
 )

@@ -43,7 +43,11 @@ def test_rows_are_the_base_with_what_differs(path):
 
 
 def test_what_a_paper_scores_on_its_corpus_is_not_said_of_another(path):
-    for changes, published in ((["data=jsb-chorales"], False), (["data=bach", "lr=2.0"], True)):
+    for changes, published in (
+        (["data=jsb-chorales"], False),
+        (["data=bach", "lr=2.0"], True),
+        (["task=music"], True),
+    ):
         row = recipe.load(str(path), changes).rows["a"]
         assert (row.published is not None, row.note == "why") == (published, published)
         assert row.label == "Zaremba"

@@ -1,6 +1,7 @@
 """Several models at once: what each computes is what it would alone."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -230,6 +231,13 @@ def test_other_modules_decide_what_is_together():
     replicas(IDS)
 
 
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """A value that cannot be hashed, though its class can."""
+
+    sizes: list
+
+
 class Scaled(nn.Module):
     """A model with numbers that are no tensors."""
 
@@ -239,13 +247,16 @@ class Scaled(nn.Module):
         vars(self).update(settings)
 
     def forward(self, x):
-        return self.rnn(x)[0] * self.scale * self._gain * (self.scales[0] if self.scales else 1)
+        gain = self._gain * getattr(self, "sampling", 1.0)
+        return self.rnn(x)[0] * self.scale * gain * (self.scales[0] if self.scales else 1)
 
 
-@pytest.mark.parametrize("other", [{"scale": 10.0}, {"_gain": 10.0}, {"scales": [3.0]}, {}])
+@pytest.mark.parametrize(
+    "other", [{"scale": 10.0}, {"_gain": 10.0}, {"sampling": 10.0}, {"scales": [3.0]}, {}]
+)
 def test_settings_of_a_model_stay_its_own(other):
     """What is no weight and no noise is not stacked: such replicas have passes of their own."""
-    settings = {"scale": 1.0, "_gain": 1.0, "scales": []}
+    settings = {"scale": 1.0, "_gain": 1.0, "scales": [], "hooks": [], "_sizes": Sizes([1])}
     models = [Scaled(**settings), Scaled(**{**settings, **other})]
     if not other:
         models[1].register_forward_hook(lambda module, args, output: 10 * output)
@@ -253,6 +264,12 @@ def test_settings_of_a_model_stay_its_own(other):
     x = torch.randn(T, B, F)
     first, second = Replicas(models, seeds=[1, 1], together=True)(x)
     assert torch.allclose(second / first, torch.tensor(3.0 if "scales" in other else 10.0))
+
+
+def test_copies_of_a_parametrized_model_run_together():
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(F, F)), Linear(F, F))
+    models = [copy.deepcopy(model) for _ in SEEDS]
+    assert replicas_module._alike(models) == [[0, 1, 2]]
 
 
 def test_what_one_replica_was_asked_for_meanwhile_leaves_nothing():

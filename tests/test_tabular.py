@@ -113,6 +113,21 @@ def test_groups_are_series_in_the_order_of_their_rows(tmp_path):
     assert (corpus.mean.tolist(), corpus.std.tolist()) == ([8.5], [np.std(range(18))])
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("time,\tx,\ty\n1,\t2,\t3\n2,\t3,\t4\n", ["time", "x", "y"]),
+        ('1,2,"a;b"\n2,3,"c;d"\n', ["1", "2"]),
+        ('id,"tag;kind",x\n1,a;b,2\n2,c;d,5\n', ["id", "x"]),
+        ("a;b\n1;2\n3;4\n", ["a", "b"]),
+        ("a\tb, c\n1\t2\n3\t4\n", ["a", "b, c"]),
+        ("a,b;c,d\n1,5;2,5\n3,1;4,2\n", []),
+    ],
+)
+def test_the_delimiter_that_leaves_numbers_cuts(tmp_path, text, names):
+    assert list(tabular.read(written(tmp_path / "own.csv", text), None).numbers) == names
+
+
 def rows_of(line, count=20):
     """Return a table of a good column and one with some line in the middle."""
     return "x,y\n" + "".join(f"{i},{i % 7}\n" for i in range(count)) + line

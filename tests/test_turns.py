@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lab_cases import corpus, small_bach
+from noisin import Replicas
 from noisin.lab import LabError, records, train, turns
 from noisin.lab.ranks import Layout
 from noisin.lab.rows import Row
@@ -90,9 +91,13 @@ def test_together_on_words(tmp_path, words, levels):  # noqa: F811 (the fixture)
 
 
 def test_one_pass_serves_all(tmp_path, monkeypatch):
-    passes = []
-    losses = turns._losses
-    monkeypatch.setattr(turns, "_losses", lambda group: (passes.append(len(group)), losses(group)))
+    passes, mapped = [], Replicas._mapped
+
+    def counted(self, group, *given):
+        passes.append(len(group))
+        return mapped(self, group, *given)
+
+    monkeypatch.setattr(Replicas, "_mapped", counted)
     jobs = music_jobs(tmp_path, padding="front")  # batches of one shape
     done = turns.take(runs(jobs, corpus()), together=True)
     assert passes == [3] * done[0].updates

@@ -33,6 +33,7 @@ from noisin.propagated_product import (
 from noisin.propagation import Form, Moments, exact, mean_of, mixed, product, total
 from noisin.reference import Inside, Weights
 from noisin.shapes import Bool
+from noisin.tracing import untraced
 
 State = tuple[Moments, ...]
 Step = Callable[["Propagation", Moments, Moments, State, "Tensor | None", Sequence[Acting]], State]
@@ -168,7 +169,8 @@ def unroll(
             (weights.hh, weights.bias_hh, "recurrent", "hh", how.recurrent_mean),
         )
     ]
-    loop = partial(_loop, mode, weights.hr, inside, valid, reverse, how)
+    walk = _loop if all(product.matrix is not None for product in products) else _unseen_loop
+    loop = partial(walk, mode, weights.hr, inside, valid, reverse, how)
     given = None
     if valid is None and weights.hr is None and not any(map(inside.get, _MASKS)):
         given = _fused_call(mode, x, state, products, inside, reverse, how, loop)
@@ -268,6 +270,9 @@ def _loop(
         state = new
     outputs = outputs[::-1] if reverse else outputs
     return Moments(*map(torch.stack, zip(*outputs, strict=True))), state
+
+
+_unseen_loop = untraced(_loop)  # of matrices drawn step by step, or each is compiled
 
 
 def _unbound(x: Moments) -> list[Moments]:

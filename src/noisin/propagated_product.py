@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from noisin.product import Acting, Fresh, Perturbation, Propagated, by_time, perturb
 from noisin.propagation import Moments, added_variance, exact, noisy
+from noisin.tracing import untraced
 
 _DRAWN = "moments go with noise that is drawn or propagated; got noise @ preactivation"
 Values = Tensor | Moments
@@ -122,10 +123,15 @@ def _matrix(weight: Tensor, on_weight: Sequence[Acting]) -> Matrix:
 def multiply_all(given: Product, x: Moments) -> Moments:
     """Return the products of all steps, x [T, …, F] to [T, …, R]."""
     if given.matrix is None and len(x.mean):
-        rows = zip(x.mean.unbind(0), x.variance.unbind(0), strict=True)
-        found = [multiply(given, t, Moments(*row)) for t, row in enumerate(rows)]
-        return Moments(*map(torch.stack, zip(*found, strict=True)))
+        return _multiply_each(given, x)
     return _multiplied(given, given.matrix or _matrix(given.weight, ()), given.on_x, x)
+
+
+@untraced  # which would compile anew for each step
+def _multiply_each(given: Product, x: Moments) -> Moments:
+    rows = zip(x.mean.unbind(0), x.variance.unbind(0), strict=True)
+    found = [multiply(given, t, Moments(*row)) for t, row in enumerate(rows)]
+    return Moments(*map(torch.stack, zip(*found, strict=True)))
 
 
 def multiply(given: Product, t: int, x: Moments) -> Moments:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -301,16 +301,18 @@ def _kind(model: nn.Module) -> Any:
 
 
 _STANDARD = {
-    *(vars(nn.Module()).keys() - {"training"}),  # hooks are compared by themselves
+    *(vars(nn.Module()).keys() - {"training"}),
     *("_flat_weights", "_flat_weight_refs", "_flat_weights_names"),
-    *("_noise", "_strength", "_replicas", "sampling", "silent"),  # see ``_shown``
 }
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_NOISE = {"_noise", "_strength", "_replicas", "sampling", "silent"}  # see ``_shown``
 
 
 def _settings(module: nn.Module) -> Any:
-    """Return the attributes of a module that are no tensors or modules, to compare."""
-    own = {k: v for k, v in vars(module).items() if k not in _STANDARD}
-    hooks = [tuple(v.values()) for k, v in vars(module).items() if k.endswith("hooks")]
+    """Return the attributes of a module that are no tensors or modules, to compare, and hooks."""
+    apart = _STANDARD | _NOISE if isinstance(module, Noisy) else _STANDARD
+    own = {name: value for name, value in vars(module).items() if name not in apart}
+    hooks = [tuple(getattr(module, name).values()) for name in _HOOKS]
     return _comparable(own), _comparable(hooks)
 
 
@@ -320,7 +322,11 @@ def _comparable(value: Any) -> Any:
         return dict, tuple((k, _comparable(v)) for k, v in value.items())
     if isinstance(value, list | tuple | set):
         return type(value), tuple(map(_comparable, value))
-    return value if isinstance(value, Hashable) else id(value)
+    try:
+        hash(value)
+    except TypeError:
+        return id(value)
+    return value
 
 
 def _shown(module: nn.Module) -> tuple[Any, ...]:

@@ -40,7 +40,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from noisin.lab import LabError
-from noisin.lab.config import DECIDING, TASKS
+from noisin.lab.config import DECIDING, TASKS, corpus_key
 from noisin.lab.rows import Recipe, Row
 from noisin.lab.search import Scalar, Search, searches_of
 
@@ -154,11 +154,20 @@ def _row(
     config = {"task": "music", **base, **own, **changed}
     _known(config, (*_settings(config["task"], name), *ROW_KEYS), f"{name}, row {row}")
     about = {key: said[key] for key in ROW_KEYS if key in said and key != "search"}
-    if any(changed[key] != {**base, **own}.get(key) for key in CORPUS if key in changed):
+    if changed.keys() & set(CORPUS) and not _same_corpus({"task": "music", **base, **own}, config):
         about = {key: one for key, one in about.items() if key not in ("published", "note")}
     about = {"label": row, "baseline": baseline, **about}
     _check_baseline(about["baseline"], rows, f"{name}, row {row}")
     return {**about, "config": _with_none(config)}
+
+
+def _same_corpus(*settings: Mapping[str, Any]) -> bool:
+    """Return whether settings are of one corpus; where some are wrong, they are refused later."""
+    try:
+        made = [TASKS[one["task"]].model_validate(_with_none(one)) for one in settings]
+    except (KeyError, ValidationError):
+        return False
+    return len({corpus_key(one) for one in made}) == 1
 
 
 def _check_baseline(baseline: object, rows: Mapping[str, Any], where: str) -> None:

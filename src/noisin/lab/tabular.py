@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import itertools
 import math
+import re
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from noisin.lab import LabError
 
 MISSING = ("", "na", "n/a", "nan", "null", "none")
 DELIMITERS = (",", ";", "\t")
+EUROPEAN = re.compile(r"[-+]?\d+,\d+")
 PARQUET = b"PAR1"  # a Parquet file begins and ends so
 INDEX = "__index_level_"  # how pandas names the index of a data frame
 SHOWN = 40  # characters of a cell in a message
@@ -128,20 +130,24 @@ def _rows(path: Path) -> Iterator[list[str]]:
             raise LabError(f"{path} must be CSV; behind line {line}: {error}") from None
 
 
-def _fit(file: TextIO, delimiter: str) -> tuple[bool, bool, int]:
-    """Return whether a delimiter cuts the first two rows alike, is no comma then, and how often.
+def _fit(file: TextIO, delimiter: str) -> tuple[bool, float, int]:
+    """Return how well a delimiter fits, to compare.
 
-    Where another one fits, commas stand inside numbers.
+    Returns:
+        Whether it cuts the first two rows into as many cells, and if so what share of the second
+        row's are numbers, some of them with a comma for a point; how many cells.
     """
     file.seek(0)
     try:
         rows = itertools.islice(csv.reader(file, delimiter=delimiter, strict=True), 2)
-        widths = [len(row) for row in rows]
+        found = list(rows)
     except csv.Error:
-        return False, False, 0
-    most = max(widths, default=0)
-    fits = most > 1 and len(set(widths)) == 1
-    return fits, fits and delimiter != ",", most
+        return False, 0, 0
+    most = max(map(len, found), default=0)
+    if most < 2 or len({len(row) for row in found}) > 1:
+        return False, 0, most
+    numbers = [_number(cell) is not None or EUROPEAN.fullmatch(cell.strip()) for cell in found[-1]]
+    return True, sum(map(bool, numbers)) / most, most
 
 
 def _number(cell: str) -> float | None:

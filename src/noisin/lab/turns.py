@@ -164,6 +164,8 @@ def take(
 class _Total(nn.Module):
     """What a task makes of a batch, as a module."""
 
+    __slots__ = ("_total",)  # no attribute that replicas are compared by: see ``_shape``
+
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.model, self._total = task.model, task.total
