@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from cases import KINDS, make, seeded, zeros
 from noisin import Recurrence
 from noisin.functional import recur
+from noisin.fused.given import Given, checked
 
 T, B, F, H = 3, 2, 4, 5
 PATHS = {
@@ -164,3 +165,23 @@ def test_what_is_no_cell_size_or_input_is_refused():
     packed = pack_padded_sequence(torch.ones(4, 2, 3), [4, 2])
     with pytest.raises(ValueError, match="got PackedSequence"):
         Recurrence(cell, 3, 5)(packed, torch.zeros(2, 5))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "shape"),
+    [
+        ("GRU", "weight_hr", (5, 5)),
+        ("GRU", "c0", (3, 5)),
+        ("GRU", "cell_kept", (4, 3, 5)),
+        ("tanh", "weight_hr", (5, 5)),
+        ("tanh", "candidate_factor", (4, 3, 5)),
+    ],
+)
+def test_what_a_cell_does_not_read_is_refused(kind, name, shape):
+    """A projected GRU was read, and written, beyond its memory."""
+    layer, x = make(kind, 3, 5), seeded(4, 3, 3)
+    mode, first = layer.stack.mode, zeros(layer, x)[0][0]
+    given = Given(x, *layer.all_weights[0], None, first, *[None] * 12, "", mode, False)
+    checked(given)
+    with pytest.raises(ValueError, match=f"{name} is not for {mode}"):
+        checked(given._replace(**{name: torch.ones(shape)}))

@@ -178,26 +178,6 @@ def test_what_memory_could_not_be_read_as_is_refused(name, spoil, rule):
         checked(given._replace(**{name: spoil(one.detach() if name != "mode" else one)}))
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "shape"),
-    [
-        ("GRU", "weight_hr", (5, 5)),
-        ("GRU", "c0", (3, 5)),
-        ("GRU", "cell_kept", (4, 3, 5)),
-        ("tanh", "weight_hr", (5, 5)),
-        ("tanh", "candidate_factor", (4, 3, 5)),
-    ],
-)
-def test_what_a_cell_does_not_read_is_refused(kind, name, shape):
-    """A projected GRU was read, and written, beyond its memory."""
-    layer, x, hx, _ = made(kind, None, 4, 3, 3, 5)
-    mode = layer.stack.mode
-    given = Given(x, *layer.all_weights[0], None, hx[0][0], *[None] * 12, "", mode, False)
-    checked(given)
-    with pytest.raises(ValueError, match=f"{name} is not for {mode}"):
-        checked(given._replace(**{name: torch.ones(shape)}))
-
-
 def test_a_state_of_another_dtype_is_refused():
     layer = LSTM(3, 5, noise=NOISE)
     state = torch.zeros(1, 2, 5, dtype=torch.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,3 +83,40 @@ def check_finite(input: Any, hx: Any) -> None:
                 f"{name} must be finite; got {tensor[tuple(where)].item()} at {where}, and "
                 f"{len(wrong)} such numbers in all"
             )
+
+
+class Ends(NamedTuple):
+    """Where sequences end.
+
+    Args:
+        lengths: [B], on the CPU.
+        here: [B] int64, the same where the input is.
+        valid: which steps belong to a sequence, [T, B, 1].
+    """
+
+    lengths: Tensor
+    here: Tensor
+    valid: Tensor
+
+
+def ends_of(x: Tensor, lengths: Tensor) -> Ends:
+    """Return where sequences end, brought to the device once for all layers.
+
+    Args:
+        x: the input, [T, B, I].
+        lengths: [B], on the CPU.
+
+    Raises:
+        ValueError: no lengths of these sequences.
+    """
+    time, batch, _ = x.shape
+    rule = f"lengths must be {batch} whole numbers within 1 … {time}, a tensor of them"
+    if not isinstance(lengths, Tensor):
+        raise ValueError(f"{rule}; got {lengths!r}")
+    whole = lengths.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    inside = lengths.shape == (batch,) and bool(((lengths >= 1) & (lengths <= time)).all())
+    if not whole or not inside:
+        raise ValueError(f"{rule}; got {lengths.tolist()}, {lengths.dtype}")
+    here = lengths.to(x.device, torch.int64).contiguous()
+    steps = torch.arange(time, device=x.device)
+    return Ends(lengths, here, (steps[:, None] < here).unsqueeze(-1))

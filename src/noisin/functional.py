@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from noisin import propagated, reference
-from noisin.checks import check_call
+from noisin.checks import Ends, check_call, ends_of
 from noisin.draws import Draws, acting
 from noisin.fused import unroll as fused
 from noisin.noise import Term
@@ -162,7 +162,7 @@ def recur(
         raise ValueError(f"how moments are propagated must be a Propagation, got {how!r}")
     check_call(stack, weights, like, state)
     noisy = acting(found, draws or {}, stack, like)
-    ends = None if lengths is None else _ends(like, lengths)
+    ends = None if lengths is None else ends_of(like, lengths)
     width, finals = len(stack.directions), []
     for layer in range(stack.num_layers):
         rows = slice(layer * width, (layer + 1) * width)
@@ -188,35 +188,6 @@ def recur(
 
 def _cat(*parts: Tensor) -> Tensor:
     return torch.cat(parts)
-
-
-class _Ends(NamedTuple):
-    """Where sequences end.
-
-    Args:
-        lengths: [B], on the CPU.
-        here: [B] int64, the same where the input is.
-        valid: which steps belong to a sequence, [T, B, 1].
-    """
-
-    lengths: Tensor
-    here: Tensor
-    valid: Tensor
-
-
-def _ends(x: Tensor, lengths: Tensor) -> _Ends:
-    """Return where sequences end, brought to the device once for all layers."""
-    time, batch, _ = x.shape
-    rule = f"lengths must be {batch} whole numbers within 1 … {time}, a tensor of them"
-    if not isinstance(lengths, Tensor):
-        raise ValueError(f"{rule}; got {lengths!r}")
-    whole = lengths.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-    inside = lengths.shape == (batch,) and bool(((lengths >= 1) & (lengths <= time)).all())
-    if not whole or not inside:
-        raise ValueError(f"{rule}; got {lengths.tolist()}, {lengths.dtype}")
-    here = lengths.to(x.device, torch.int64).contiguous()
-    steps = torch.arange(time, device=x.device)
-    return _Ends(lengths, here, (steps[:, None] < here).unsqueeze(-1))
 
 
 def _checked(path: Path | None, stack: Stack, found: Places, layer: int, x: Tensor) -> Path:
@@ -286,7 +257,7 @@ def _loop(
     weights: Sequence[Sequence[Tensor]],
     x: Tensor,
     state: State,
-    ends: _Ends | None,
+    ends: Ends | None,
     within: Sequence[dict[str, list[Acting]]],
 ) -> tuple[Tensor, State]:
     """Run one layer by the plain loop."""
@@ -304,7 +275,7 @@ def _fused(
     weights: Sequence[Sequence[Tensor]],
     x: Tensor,
     state: State,
-    ends: _Ends | None,
+    ends: Ends | None,
     within: Sequence[dict[str, list[Acting]]],
 ) -> tuple[Tensor, State]:
     """Run one layer by the fused recurrence."""
@@ -317,7 +288,7 @@ def _moments(
     weights: Sequence[Sequence[Tensor]],
     x: Values,
     state: tuple[Values, ...],
-    ends: _Ends | None,
+    ends: Ends | None,
     within: Sequence[dict[str, list[Acting]]],
     how: Propagation,
 ) -> tuple[Any, tuple[Any, ...]]:
@@ -370,7 +341,7 @@ def _kernel(
     weights: Sequence[Sequence[Tensor]],
     x: Tensor,
     state: State,
-    ends: _Ends | None,
+    ends: Ends | None,
     within: Sequence[dict[str, list[Acting]]],
 ) -> tuple[Tensor, State]:
     """Run one layer by torch's kernel."""
