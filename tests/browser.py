@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 from matplotlib import image
 
+from processes import HANGS
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 NARROWEST = 500  # of Chromium's windows, in pixels; a frame within may be narrower
 FRAME = (Path(__file__).parent / "frame.html").read_text(encoding="utf-8")
@@ -42,7 +44,7 @@ def look(page, folder, width, dark=False, height=3000):
     words += [f"--window-size={max(width, NARROWEST)},{height}", f"--screenshot={picture}"]
     words += ["--dump-dom", *(["--force-dark-mode"] if dark else [])]
     command = [program, *words, shown.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS, check=True)
     told = re.search(r'<pre id="told" hidden="">(.+?)</pre>', done.stdout, re.S)
     assert told is not None, done.stderr
     complaints = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]

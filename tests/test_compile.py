@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from processes import HANGS
+
 SCRIPT = Path(__file__).with_name("compiled.py")
 
 
@@ -29,7 +31,7 @@ one_graph = pytest.mark.skipif(
 def test_compiled(checks, count):
     """The checks of compiled.py find nothing wrong in any of their cases."""
     command = [sys.executable, str(SCRIPT), *checks]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found) == count

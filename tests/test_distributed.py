@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from conftest import assert_bit_equal
+from processes import HANGS
 from ranks import RANKS, STEPS, noisy
 
 SCRIPT = Path(__file__).with_name("ranks.py")
@@ -29,7 +30,7 @@ def found(tmp_path_factory):
         for rank in range(RANKS)
     ]
     try:
-        errors = [rank.communicate(timeout=90)[1] for rank in ranks]
+        errors = [rank.communicate(timeout=HANGS)[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

@@ -15,6 +15,7 @@ import typer
 
 from noisin.lab import recipe
 from noisin.lab.cli import app
+from processes import HANGS
 from trainers import lightning_warns
 
 ROOT = Path(__file__).parents[1]
@@ -77,7 +78,9 @@ def test_what_runs_on_a_device_needs_no_torch():
     page = ROOT / "docs" / "guides" / "deployment.md"
     (code,) = (block for block in blocks(page, "python") if "class Stream" in block)
     code = f"import sys; sys.modules['torch'] = sys.modules['noisin'] = None\n{code}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGS
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -137,7 +140,7 @@ def test_the_site_is_built(tmp_path):
         "-d",
         str(tmp_path / "site"),
     ]
-    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stdout + done.stderr
     made = {path.relative_to(tmp_path / "site") for path in (tmp_path / "site").rglob("*.html")}
     assert Path("methods/noisin/index.html") in made

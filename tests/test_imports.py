@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import noisin
+from processes import HANGS
 
 ROOT = Path(noisin.__file__).parent
 HEAVY = ("pydantic", "typer", "music21", "matplotlib", "scipy", "jinja2", "rich", "noisin.lab")
@@ -62,7 +63,9 @@ CORE = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "__init__"
 
 def python(code):
     """Run code in a fresh interpreter; return what it prints."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGS
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -109,7 +112,9 @@ def test_the_command_says_what_it_needs():
         "noisin.lab.find_spec = lambda name: None if name in ('typer', 'optuna') else found(name)\n"
     )
     code += "noisin.lab.main()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGS
+    )
     assert done.returncode == 1
     assert done.stderr == (
         'noisin: the command needs the extra `lab`, pip install "noisin[lab]"; '

@@ -11,6 +11,8 @@ import pytest
 from nbclient.exceptions import CellExecutionError
 from nbformat import v4
 
+from processes import HANGS
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
@@ -84,5 +86,5 @@ def test_it_is_small_and_says_nothing_of_a_machine(path):
 def test_code_is_formatted():
     for command in (["format", "--check"], ["check"]):
         ruff = [sys.executable, "-m", "ruff", *command, *map(str, NOTEBOOKS)]
-        done = subprocess.run(ruff, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(ruff, cwd=ROOT, capture_output=True, text=True, timeout=HANGS)
         assert done.returncode == 0, done.stdout + done.stderr

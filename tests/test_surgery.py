@@ -15,6 +15,7 @@ from cases import ROWS, cases, kinds_of, make, seeded
 from conftest import assert_bit_equal
 from models import HIDDEN, IDS, Tagger, kept, kinds, state
 from noisin import Gaussian, GaussianHead, Learned, Recurrence, at, regularize, sampling, strip
+from processes import HANGS
 from test_layers import DROPOUTS, run
 
 NOISE = "hidden * Gaussian(0.5)"
@@ -344,7 +345,9 @@ assert torch.equal(model[4](x), expected)
 assert torch.equal(heads["words"](x), scores)
 print(*(type(m).__module__ for m in (*model, heads["words"])))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGS
+    )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) == 6
     assert all(name.startswith("torch.nn.modules") for name in done.stdout.split())

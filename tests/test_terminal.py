@@ -10,6 +10,7 @@ import pytest
 import noisin
 from lab_cases import midi_folder
 from noisin.lab import terminal
+from processes import HANGS
 from test_cli import TINY, sets
 from test_cli import call as call  # a fixture
 
@@ -79,7 +80,9 @@ cli.records.read = broken
 import sys; sys.argv = ["noisin", *{["--debug"] if debug else []}, "report", "."]
 cli.main()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGS
+    )
     assert done.returncode == 1
     assert ("Traceback" in done.stderr) == debug
     if not debug:

@@ -5,7 +5,6 @@ import itertools
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from noisin.lab.ranks import FabricRanks, Layout, Ranks, check_cut
 from noisin.lab.task import columns
 from noisin.lab.tokens import load
 from noisin.lab.words import WordTask
+from processes import HANGS, output_of, start
 from test_train import job, told
 
 SCRIPT = str(Path(__file__).with_name("together.py"))
@@ -38,7 +38,6 @@ SLURM = {
     "SLURM_NODELIST": "127.0.0.1",
     "SLURM_JOB_NODELIST": "127.0.0.1",
 }
-ENDS_WITHIN = 60.0  # seconds, once another process is killed
 RECIPE = """
 title = "Together"
 seeds = [1]
@@ -79,20 +78,13 @@ def recipe(tmp_path_factory):
 
 def begin(recipe, out, *launcher, **more):
     """Start the command on two processes."""
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"} | more
-    return subprocess.Popen(
-        [sys.executable, *launcher, SCRIPT, *recipe, "--out", str(out), "--devices", "2"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
+    words = [sys.executable, *launcher, SCRIPT, *recipe, "--out", out, "--devices", "2"]
+    return start(words, env={"GLOO_SOCKET_IFNAME": "lo"} | more)
 
 
 def heard(process):
     """Wait for the end, and return what was said, but for what torch 2.8 says of connections."""
-    lines = process.communicate(timeout=120)[0].splitlines(keepends=True)
+    lines = output_of(process).splitlines(keepends=True)
     return "".join(line for line in lines if not line.startswith("[Gloo] "))
 
 
@@ -176,9 +168,9 @@ def test_runs_go_on_when_a_process_was_killed(recipe, ran, tmp_path):
         checkpoints = [*tmp_path.rglob("noisy*/checkpoint.safetensors")]
         before = [path.stat().st_mtime_ns for path in checkpoints]
         process = begin(recipe, tmp_path)
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + HANGS
         while True:  # until the noisy run has gone on by some updates
-            assert process.poll() is None, process.communicate()[0]
+            assert process.poll() is None, output_of(process)
             assert time.monotonic() < deadline
             found = [*tmp_path.rglob("noisy*/checkpoint.safetensors")]
             if found and [path.stat().st_mtime_ns for path in found] != before:
@@ -192,8 +184,8 @@ def test_runs_go_on_when_a_process_was_killed(recipe, ran, tmp_path):
             process.kill()
         else:
             os.killpg(process.pid, signal.SIGINT)
-        said = process.communicate(timeout=ENDS_WITHIN)[0]
-        while Path(f"/proc/{second}").exists() and time.monotonic() - begun < ENDS_WITHIN:
+        said = output_of(process)
+        while Path(f"/proc/{second}").exists() and time.monotonic() - begun < HANGS:
             time.sleep(0.01)
         assert not Path(f"/proc/{second}").exists()
         assert process.returncode not in (0, None)

@@ -14,6 +14,7 @@ from noisin.fused import cuda
 from noisin.fused.buffers import now, perturbed
 from noisin.fused.eager import Eager
 from noisin.fused.recurrent import Tied, Untied
+from processes import HANGS
 from triton_calls import GATES, called
 
 pytest.importorskip("triton")  # before TRITON_INTERPRET is set: for others it stays as it was
@@ -330,7 +331,7 @@ def test_without_triton_the_package_imports():
         "import sys; sys.modules['triton'] = None; import noisin, noisin.fused.cpu;"
         "assert 'noisin.fused.triton_walk' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=HANGS)
 
 
 @pytest.mark.parametrize("arch", [80, 90])
@@ -338,7 +339,7 @@ def test_every_kernel_compiles(arch, tmp_path):
     """For 99 KiB of shared memory, all but nothing spilled, and launched once a step."""
     command = [sys.executable, "-W", "ignore", Path(__file__).with_name("triton_compiled.py")]
     done = subprocess.run(
-        [*command, str(arch), tmp_path], capture_output=True, text=True, timeout=150
+        [*command, str(arch), tmp_path], capture_output=True, text=True, timeout=HANGS
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -137,7 +137,8 @@ def _do(
     context = starting.context(__name__)
     told, stop = context.Queue(), context.Event()
     begun_with = told, stop, data_dir, dict(os.environ)
-    with ProcessPoolExecutor(processes, context, _begin, begun_with) as pool:
+    pool = ProcessPoolExecutor(processes, context, _begin, begun_with)
+    with pool, starting.held() as heed:
         try:
             with starting.unheard():
                 futures = {pool.submit(_run, group, accelerator): group for group in groups}
@@ -145,6 +146,7 @@ def _do(
                 pending: set[Future[list[Record | None]]] = set(futures)
                 while pending:
                     done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                    heed()
                     display.show(_emptied(told))
                     for future in done:
                         for job, record in zip(futures[future], future.result(), strict=True):
@@ -156,9 +158,8 @@ def _do(
             ) from None
         except BaseException as error:
             stop.set()
-            with starting.deaf():
-                console.print("stopping: each run finishes its update and writes its checkpoint")
-                pool.shutdown(cancel_futures=True)
+            console.print("stopping: each run finishes its update and writes its checkpoint")
+            pool.shutdown(cancel_futures=True)
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted from None
             raise
@@ -169,6 +170,7 @@ def _begin(
 ) -> None:
     """Set a worker process up."""
     starting.begin(environment)
+    told.cancel_join_thread()  # progress that nobody hears any more must not keep it from ending
     _worker.told, _worker.stop, _worker.data_dir = told, stop, data_dir
     threading.Thread(target=_leave, daemon=True).start()
 

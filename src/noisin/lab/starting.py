@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.context import ForkServerContext, SpawnContext
 
@@ -34,13 +34,25 @@ def context(*modules: str) -> ForkServerContext | SpawnContext:
 
 
 @contextmanager
-def deaf() -> Iterator[None]:
-    """Ignore Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def held() -> Iterator[Callable[[], None]]:
+    """Let Ctrl-C count where what this gives is called, or at the end, and nowhere between.
+
+    Raised anywhere, it could leave a lock taken, for which other threads would wait for ever.
+    """
+    heard: list[int] = []
+
+    def heed() -> None:
+        if heard:
+            heard.clear()
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
     try:
-        yield
+        yield heed
     finally:
         signal.signal(signal.SIGINT, before)
+    if heard:
+        signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager
@@ -49,18 +61,14 @@ def unheard() -> Iterator[None]:
 
     What this thread blocks is blocked in the processes, too. Another thread may hear it here.
     """
-    heard: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
     masks = hasattr(signal, "pthread_sigmask")
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else set()
-    try:
-        yield
-    finally:
-        if masks:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        signal.signal(signal.SIGINT, before)
-    if heard:
-        signal.raise_signal(signal.SIGINT)
+    with held():
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else set()
+        try:
+            yield
+        finally:
+            if masks:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def begin(environment: dict[str, str]) -> None:

@@ -62,25 +62,26 @@ def do(
     given = sweep, data_dir, replicas, accelerator, precision, told, stop, dict(os.environ)
     workers = [context.Process(target=_work, args=given) for _ in range(processes)]
     reasons: list[str] = []
-    try:
-        with starting.unheard():
-            for worker in workers:
-                worker.start()
-        with Display(0, console) as display:
-            while any(worker.is_alive() for worker in workers):
+    with starting.held() as heed:
+        try:
+            with starting.unheard():
+                for worker in workers:
+                    worker.start()
+            with Display(0, console) as display:
+                while any(worker.is_alive() for worker in workers):
+                    heed()
+                    reasons += _show(told, display, console, ended)
+                    time.sleep(0.2)
                 reasons += _show(told, display, console, ended)
-                time.sleep(0.2)
-            reasons += _show(told, display, console, ended)
-    except BaseException as error:
-        stop.set()
-        with starting.deaf():
+        except BaseException as error:
+            stop.set()
             console.print("stopping: each run finishes its update and gives its trial back")
-            for worker in workers:
-                if worker.pid is not None:  # the others were never started
-                    worker.join()
-        if isinstance(error, KeyboardInterrupt):
-            raise Interrupted from None
-        raise
+            while any(worker.is_alive() for worker in workers if worker.pid is not None):
+                _emptied(told)  # a worker does not end before all that it told is taken
+                time.sleep(0.05)
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted from None
+            raise
     _check(workers, reasons)
 
 
@@ -98,11 +99,7 @@ def _show(
 ) -> list[str]:
     """Show what the workers told, and return why workers gave up."""
     reasons, progress, some = [], [], False
-    while True:
-        try:
-            news = told.get_nowait()
-        except queue.Empty:
-            break
+    for news in _emptied(told):
         if isinstance(news, Progress):
             progress.append(news)
         elif isinstance(news, tuple):
@@ -117,6 +114,16 @@ def _show(
     if some:
         ended()
     return reasons
+
+
+def _emptied(told: Queue[News]) -> list[News]:
+    """Return what the workers told since the last time."""
+    news: list[News] = []
+    while True:
+        try:
+            news.append(told.get_nowait())
+        except queue.Empty:
+            return news
 
 
 def _work(
