@@ -21,24 +21,29 @@ from cases import (
 from conftest import assert_bit_equal, assert_close_to_float64, flat
 from noisin import LSTM, native
 from noisin.functional import path_of, recur
-from noisin.fused import blas, compiled, products, unroll
+from noisin.fused import blas, compiled, own, products, unroll
 from noisin.fused.given import Given, checked
 from noisin.stack import places
 
 LIKE = torch.float32, torch.device("cpu")
-# how a call is computed: all of it in C, step by step in C, in torch's operations, with oneDNN
-WAYS = ("walk", "steps", "eager", "onednn")
+# how a call is computed: all of it in C, by our own product or one that torch lends; step by step
+# in C, or in torch's operations, with torch's product; in C with oneDNN's, or with our own
+WAYS = ("walk", "lent", "steps", "eager", "onednn", "own")
 NOISE = "hidden * Bernoulli(keep=0.5) & recurrent + Gaussian(0.3)"
 
 
 @pytest.fixture
 def way(request, monkeypatch):
     """Take one way, or skip where this machine has not got it."""
-    if request.param in ("walk", "steps", "onednn") and compiled.LIBRARY is None:
+    if request.param != "eager" and compiled.LIBRARY is None:
         pytest.skip("the C functions were not compiled")
-    if request.param == "walk" and blas.address() is None:
+    if request.param in ("walk", "own") and not own.serves():
+        pytest.skip("no product of our own on this machine")
+    if request.param == "lent" and blas.address() is None:
         pytest.skip("torch's library has no packed product, or the processor is not Intel's")
-    if request.param != "walk":
+    if request.param in ("walk", "own"):
+        monkeypatch.setattr(blas, "address", lambda: None)
+    if request.param not in ("walk", "lent"):
         monkeypatch.setattr(compiled, "walks", lambda dtype: False)
     if request.param == "eager":
         monkeypatch.setattr(compiled, "serves", lambda dtype: False)
@@ -46,6 +51,8 @@ def way(request, monkeypatch):
     if request.param == "onednn" and not works:
         pytest.skip("oneDNN's products are not to be had")
     monkeypatch.setattr(products, "library", lambda: "onednn" if works else "torch")
+    if request.param not in ("walk", "lent", "own"):
+        monkeypatch.setattr(products, "_for_steps", products.library)
     return request.param
 
 

@@ -1,11 +1,13 @@
 """The libraries that multiply: which one, tried how, with what memory."""
 
+import itertools
+
 import pytest
 import torch
 
 from cases import seeded
-from conftest import assert_close_to_float64
-from noisin.fused import blas, products
+from conftest import assert_bit_equal, assert_close_to_float64
+from noisin.fused import blas, own, products
 
 
 def forget():
@@ -67,7 +69,49 @@ def test_a_weight_is_multiplied_alike_by_every_library():
     weight, x, grad = seeded(17, 9), seeded(3, 9), seeded(3, 17)
     expected, back = x.double() @ weight.double().t(), 1 + grad.double() @ weight.double()
     eager = x @ weight.t(), 1 + grad @ weight
-    for by in ("torch", "onednn") if products._works() else ("torch",):
+    serve = {"torch": True, "onednn": products._works(), "own": own.serves()}
+    for by in (name for name, serves in serve.items() if serves):
         product, carry = products.Repeated(weight, 3, products.STEPS, by), torch.ones(3, 9)
         product.backward(grad, carry)
         assert_close_to_float64((product.forward(x), carry), eager, (expected, back))
+
+
+needs_own = pytest.mark.skipif(not own.serves(), reason="no product of our own on this machine")
+
+
+@needs_own
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_our_own_product_takes_any_sizes(threads):
+    """Rows that fill no tile, columns that fill no panel, long sums, several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for rows, columns, inner in itertools.product(
+            (1, 5, 6, 7, 13, 20), (1, 15, 16, 17, 400), (1, 2, 255, 257, 600)
+        ):
+            x, matrix = seeded(rows, inner), seeded(inner, columns)
+            out = torch.full((rows, columns + 1), torch.nan).flatten()[: rows * columns]
+            out = out.view(rows, columns)
+            own.multiply(x, own.packed(matrix), out)
+            assert_close_to_float64(out, x @ matrix, x.double() @ matrix.double())
+            turned = own.multiply(x, own.packed(matrix.t().contiguous().t()), out.clone())
+            assert_bit_equal(turned, out)
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_own
+def test_each_row_of_our_own_product_is_what_it_is_alone():
+    x, packed = seeded(20, 300), own.packed(seeded(300, 70))
+    together = own.multiply(x, packed, torch.empty(20, 70))
+    alone = [own.multiply(one, packed, torch.empty(1, 70)) for one in x.split(1)]
+    assert_bit_equal(together, torch.cat(alone))
+
+
+@needs_own
+def test_our_own_product_serves_where_torch_lends_none(monkeypatch):
+    monkeypatch.setattr(blas, "address", lambda: None)
+    weight = seeded(17, 9)
+    assert products.Repeated(weight, 3, products.STEPS)._by == "own"
+    assert products.Repeated(weight, 3, products.STEPS - 1)._by == "torch"
+    assert products.Repeated(weight.double(), 3, products.STEPS)._by == "torch"

@@ -2,7 +2,7 @@
 
 The extension is optional: without a compiler at installation there is none, and
 ``noisin.fused.eager`` runs instead. ``Compiled`` is one step without its matrix products,
-``Walk`` all steps with them, where ``noisin.fused.blas`` has a product to hand over.
+``Walk`` all steps with them, by the product of ``noisin.fused.blas`` or of ``noisin.fused.own``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from noisin import native
-from noisin.fused import blas
+from noisin.fused import blas, own
 from noisin.fused.buffers import Buffers, Gradients
 from noisin.fused.recurrent import Call
 from noisin.tracing import unwatched
@@ -55,7 +55,7 @@ class _Pass(ctypes.Structure):
         *((f"grad_{name}", ctypes.c_void_p) for name in _BACKWARD),
         ("parallel", ctypes.c_void_p),
         ("threads", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("multiply", "weight", "weight_back", "projection")),
+        *((name, ctypes.c_void_p) for name in ("multiply", "weight", "projection")),
         *((name, _Noise) for name in ("recurrent_factor", "recurrent_offset")),
         *((name, ctypes.c_void_p) for name in ("product", "seen")),
     )
@@ -186,21 +186,26 @@ class _Walk:
             None if one is None else one.contiguous()
             for one in (call.product.factor, call.product.offset)
         ]
-        projection = None if call.projection is None else call.projection.contiguous()
-        seen = torch.empty_like(buffers.h0) if any(one is not None for one in noise) else None
+        matrices = [weight, call.projection]
         if gradients is None:
-            packed = blas.packed(weight.t(), rows)
+            matrices = [None if one is None else one.t() for one in matrices]
+        packed = [None if one is None else _packed(one, rows) for one in matrices]
+        seen = torch.empty_like(buffers.h0) if any(one is not None for one in noise) else None
+        product = None
+        if gradients is None:
             product = buffers.gates.new_empty(buffers.gates.shape[1:])
-            described.weight, described.product = address(packed), address(product)
-        else:
-            packed, product = blas.packed(weight, rows), None
-            described.weight_back = address(packed)
-        described.multiply = blas.address()
-        described.projection, described.seen = address(projection), address(seen)
+        described.weight, described.projection = map(address, packed)
+        described.multiply, described.product = blas.address(), address(product)
+        described.seen = address(seen)
         described.recurrent_factor, described.recurrent_offset = map(_noise, noise)
-        self._tensors = buffers, gradients, noise, projection, seen, packed, product
+        self._tensors = buffers, gradients, noise, seen, packed, product
         self._pass = described
         self.at = ctypes.addressof(described)
+
+
+def _packed(matrix: Tensor, rows: int) -> Tensor:
+    """Return a matrix in the layout of the product that a walk takes."""
+    return own.packed(matrix) if blas.address() is None else blas.packed(matrix, rows)
 
 
 def load() -> Any:
@@ -250,4 +255,4 @@ def sees(*tensors: Tensor) -> bool:
 
 def walks(dtype: torch.dtype) -> bool:
     """Return whether whole walks are there and take this dtype."""
-    return serves(dtype) and blas.address() is not None
+    return serves(dtype) and (blas.address() is not None or own.serves())

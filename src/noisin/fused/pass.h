@@ -5,7 +5,7 @@
 #ifndef NOISIN_PASS_H
 #define NOISIN_PASS_H
 
-#include "numbers.h"
+#include "product.h"
 
 typedef struct {
     const float *at; /* NULL: no such noise */
@@ -18,7 +18,7 @@ typedef void Multiply(int64_t layout, int64_t turn_a, int64_t turn_b, int64_t ro
                       int64_t inner, const float *a, int64_t step_a, const float *b, int64_t step_b,
                       float beta, float *c, int64_t step_c);
 
-enum { BY_ROWS = 101, PLAIN = 111, TURNED = 112, PACKED = 151 };
+enum { BY_ROWS = 101, PLAIN = 111, PACKED = 151 };
 
 typedef struct {
     int64_t batch, hidden, state;       /* B, H, P */
@@ -49,9 +49,8 @@ typedef struct {
     Parallel *parallel;                 /* or NULL: one thread */
     int64_t threads;
     /* of a walk alone */
-    Multiply *multiply;
-    const float *weight, *weight_back;  /* W_hh packed for W_hh z, and for the way back */
-    const float *projection;            /* [P,H] or NULL */
+    Multiply *multiply;                 /* or NULL: `product` multiplies */
+    const float *weight, *projection;   /* W_hh, and W_hr or NULL, packed for the way of the walk */
     Noise recurrent_factor, recurrent_offset; /* [T,B,P] */
     float *product;                     /* [B,G*H] */
     float *seen;                        /* [B,P] z_{t-1} under the noise of `recurrent` */

@@ -1,10 +1,11 @@
 """Matrix products by the fastest library at hand.
 
 torch's ``mm`` is near the limit of Intel's processors and far from that of others, where oneDNN is
-near it, above all for the few rows of one step with a weight that is packed once. Which library
-serves is a rule and no measurement, so that the same call gives the same bits on the same machine.
-oneDNN is reached by operations of torch that are not public: they are tried once, and ``mm`` serves
-where they are missing.
+near it. For the few rows of one step with a weight that is packed once MKL has a product of its own
+on Intel's processors, and ``noisin.fused.own`` on others. Which library serves is a rule and no
+measurement, so that the same call gives the same bits on the same machine. oneDNN is reached by
+operations of torch that are not public: they are tried once, and ``mm`` serves where they are
+missing.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from noisin.fused import blas
+from noisin.fused import blas, own
 from noisin.fused.blas import is_intel
 
-Library = Literal["onednn", "mkl", "torch"]
+Library = Literal["onednn", "mkl", "own", "torch"]
 
 STEPS = 16  # a weight that serves fewer steps is not worth packing
 _DENSE = ("none", [], "")  # nothing follows the product
@@ -45,7 +46,7 @@ def _works() -> bool:
 
 def _for_steps() -> Library:
     """Return what multiplies a few rows with a weight that is packed once."""
-    return "mkl" if blas.address() else library()
+    return "mkl" if blas.address() else "own" if own.serves() else library()
 
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:
@@ -78,6 +79,8 @@ class Repeated:
         """Return a matrix [O, I] for products with its transpose."""
         if self._by == "onednn":
             return torch.ops.mkldnn._reorder_linear_weight(matrix.contiguous(), self._rows)
+        if self._by == "own":
+            return own.packed(matrix.t())
         return blas.packed(matrix.t(), self._rows)
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -108,4 +111,6 @@ class Repeated:
     def _multiply(self, x: Tensor, packed: Tensor, out: Tensor) -> Tensor:
         if self._by == "mkl":
             return blas.multiply(x, packed, out)
+        if self._by == "own":
+            return own.multiply(x, packed, out)
         return out.copy_(torch.ops.mkldnn._linear_pointwise(x, packed, None, *_DENSE))

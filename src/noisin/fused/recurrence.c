@@ -4,7 +4,7 @@
    buffers of a call in a Pass. The functions of one step do what a step does besides its matrix
    products; each has a twin in torch's operations in noisin.fused.eager, which says what it
    computes and runs where this file was not compiled. The functions of a whole walk through time
-   also take the products, by a function they are handed. What sequences do at a step is shared among
+   also take the products, by a function they are handed or by product.c. What sequences do at a step is shared among
    threads, where a function that runs them is handed over; their number does not change a bit.
 
    Letters: T steps, B sequences, H hidden units, P size of h (H without a projection), G gates. */
@@ -354,9 +354,21 @@ PUBLIC void absorb(const Pass *p, int64_t t) { share(p, t, NULL, ABSORB); }
 
 PUBLIC void backward(const Pass *p, int64_t t) { share(p, t, NULL, BACKWARD); }
 
+/* c = a b + beta c, [B,inner] by [inner,columns] packed. */
+static void multiply(const Pass *p, int64_t columns, int64_t inner, const float *a, const float *b,
+                     float beta, float *c) {
+    if (p->multiply) {
+        p->multiply(BY_ROWS, PLAIN, PACKED, p->batch, columns, inner, a, inner, b, columns, beta,
+                    c, columns);
+        return;
+    }
+    const Product own = {p->batch, columns, inner, a, b, beta, c, p->parallel, p->threads};
+    product(&own);
+}
+
 /* The functions of a step at every step, with the products between them. */
 PUBLIC void walk_forward(const Pass *p) {
-    const int64_t B = p->batch, H = p->hidden, P = p->state, GH = p->gates_size;
+    const int64_t H = p->hidden, P = p->state;
     for (int64_t s = 0; s < p->steps; s++) {
         const int64_t t = p->first + s * p->direction;
         const float *z = before(p, p->states, p->h0, t, P);
@@ -364,11 +376,10 @@ PUBLIC void walk_forward(const Pass *p) {
             share(p, t, z, SEE);
             z = p->seen;
         }
-        p->multiply(BY_ROWS, PLAIN, PACKED, B, GH, P, z, P, p->weight, P, 0.0f, p->product, GH);
+        multiply(p, p->gates_size, P, z, p->weight, 0.0f, p->product);
         share(p, t, p->product, p->projection ? FORWARD : FORWARD | EMIT);
         if (p->projection) {
-            p->multiply(BY_ROWS, PLAIN, TURNED, B, P, H, p->inner, H, p->projection, H, 0.0f,
-                        p->raw, P);
+            multiply(p, P, H, p->inner, p->projection, 0.0f, p->raw);
             share(p, t, NULL, EMIT);
         }
     }
@@ -380,13 +391,12 @@ PUBLIC void walk_backward(const Pass *p) {
         const int64_t t = p->first + s * p->direction;
         share(p, t, NULL, p->projection ? ABSORB : ABSORB | BACKWARD);
         if (p->projection) {
-            p->multiply(BY_ROWS, PLAIN, PLAIN, B, H, P, p->grad_raw, P, p->projection, H, 0.0f,
-                        p->grad_inner, H);
+            multiply(p, H, P, p->grad_raw, p->projection, 0.0f, p->grad_inner);
             share(p, t, NULL, BACKWARD);
         }
         const int noisy = p->recurrent_factor.at != NULL;
-        p->multiply(BY_ROWS, PLAIN, PACKED, B, P, GH, p->grad_product + t * B * GH, GH,
-                    p->weight_back, P, noisy ? 0.0f : 1.0f, noisy ? p->seen : p->grad_state, P);
+        multiply(p, P, GH, p->grad_product + t * B * GH, p->weight, noisy ? 0.0f : 1.0f,
+                 noisy ? p->seen : p->grad_state);
         if (noisy) share(p, t, NULL, SEND_BACK);
     }
 }

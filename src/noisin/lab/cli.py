@@ -337,7 +337,8 @@ def data_verify(
 @refusing
 def data_baselines(
     names: Annotated[
-        list[str], typer.Argument(help="Corpora of music or series, or files of the latter.")
+        list[str],
+        typer.Argument(help="Corpora of music or series, folders of MIDI files, or tables."),
     ],
     changes: Annotated[
         list[str],

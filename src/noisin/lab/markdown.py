@@ -22,8 +22,9 @@ averages predictions over so many draws of the noise, noise on: a mixture, anoth
 than the papers' networks have. *Key by key*, the probability of each key is averaged on its own,
 over the same draws or over the models of a row: keys stay independent, as they are in the papers.
 Mean ± standard deviation over seeds.
-`noisin run RECIPE --only ROW --seed S` runs any of them again,
-with `--precision bf16-mixed` where the settings say so.
+`noisin run RECIPE --only ROW --seed S` runs any of them again (`noisin explain RECIPE` tells the
+names of rows), with `--precision bf16-mixed` where the settings say so. *Settings* are those in
+which the rows of a table differ; the recipe has the rest.
 
 Settings were chosen on the validation split alone: the trials of a search are not scored on the
 test split at all, and a run scores it once, at its end. *Trials* are
