@@ -53,6 +53,19 @@ def test_a_license_and_a_corpus_that_has_a_name_are_told(done):
     assert package.ModelCard(card.texts(record, model, None)["README.md"]).data.datasets is None
 
 
+@pytest.mark.parametrize("name", ["bach", "ptb"])
+def test_own_data_that_is_called_like_a_corpus_is_not_taken_for_it(done, name):
+    (record,) = records.read([done["music"]])
+    model = evaluate.load(done["music"]).task.model
+    own = record.config.model_copy(update={"data": f"/somewhere/{name}"})
+    texts = card.texts(record.model_copy(update={"config": own}), model, None)
+    data = package.ModelCard(texts["README.md"]).data
+    assert data.datasets is None
+    assert {one.dataset_type for one in data.eval_results} == {"custom"}
+    assert f'data = "./{name}"' in texts[card.RECIPE]
+    assert "somewhere" not in "".join(texts.values())
+
+
 def test_a_run_that_was_not_tested_has_no_results(done):
     """As the trials of a sweep."""
     (record,) = records.read([done["music"]])

@@ -133,3 +133,16 @@ def test_large_logits_take_the_blocks_and_small_ones_do_not(monkeypatch):
     assert not seen
     log_probability(torch.zeros(64, 2**15), index)
     assert seen
+
+
+@pytest.mark.parametrize("rows", [3, 2**12])  # of 300 classes; the latter are taken in blocks
+def test_under_autocast_it_is_in_float32_as_torchs_losses_are(rows):
+    logits, index = given((rows, 300), torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = log_probability(logits, index)
+        expected = -torch.nn.functional.cross_entropy(logits, index, reduction="none")
+    assert found.dtype == expected.dtype == torch.float32
+    assert_close_to_float64(found, expected, torchs(logits.double(), index))
+    found.sum().backward()
+    assert logits.grad.dtype == torch.bfloat16
+    assert log_probability(logits, index).dtype == torch.bfloat16

@@ -56,7 +56,7 @@ EXACT = {
     "at": {"noise"},
     "propagation": {"noise", "shapes"},
     "reference": {"product", "shapes"},
-    "likelihood": {"dense", "fused", "propagation", "shapes"},
+    "likelihood": {"dense", "fused", "propagation", "shapes", "tracing"},
 }
 CORE = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "__init__")
 

@@ -22,6 +22,7 @@ from noisin.fused import affine
 from noisin.fused.categorical import log_probability
 from noisin.propagation import Moments, checked, deviation, mean_of
 from noisin.shapes import Float, Int
+from noisin.tracing import autocasting
 
 
 class Head(Linear, ABC):
@@ -202,7 +203,8 @@ def _unscented(parameters: Moments, x: Tensor) -> Tensor:
         sums = torch.logaddexp(rest, plain + sign * move)
         moved = torch.zeros_like(plain).scatter(-1, at, sign * move.gather(-1, at))
         parts.append(here + moved - sums - math.log(2 * (classes + 1)))
-    return torch.logsumexp(torch.cat(parts, -1), -1).to(dtype)
+    found = torch.logsumexp(torch.cat(parts, -1), -1)
+    return found if autocasting(found.device) else found.to(dtype)
 
 
 class GaussianHead(Head):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from noisin.tracing import differentiates_again, unwatched
+from noisin.tracing import autocasting, differentiates_again, unwatched
 
 SMALLEST = 2**20  # numbers; below it torch's functions are as fast
 _BLOCK = 2**18  # numbers that are worked on at a time, to stay near the processor
@@ -36,6 +36,8 @@ def log_probability(logits: Tensor, index: Tensor) -> Tensor:
             f"there must be one class for each row of the logits, {list(logits.shape[:-1])}; "
             f"got {list(index.shape)}"
         )
+    if autocasting(logits.device) and logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()  # as torch's own losses do
     if _pays(logits):
         rows = logits.reshape(-1, logits.shape[-1])
         return _LogProbability.apply(rows, index.reshape(-1)).view(index.shape)  # pyright: ignore

@@ -175,8 +175,14 @@ class Config(BaseModel):
         return VERSION
 
     def without_path(self) -> Self:
-        """Return settings to show to others: of the user's own data they have the name alone."""
-        return self.model_copy(update={"data": self.data if self.named else Path(self.data).name})
+        """Return settings to show to others: of the user's own data they have the name alone.
+
+        Where a corpus is called so, too, it is written as a path, which no corpus is.
+        """
+        if self.named:
+            return self
+        shown = self.model_copy(update={"data": Path(self.data).name})
+        return shown.model_copy(update={"data": f"./{shown.data}"}) if shown.named else shown
 
     @property
     def named(self) -> bool:
