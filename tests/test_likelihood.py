@@ -176,3 +176,15 @@ def test_a_reset_sets_every_spread_to_1():
         spread_of(head).fill_(3.0)
     head.reset_parameters()
     assert spread_of(head).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("moments", [False, True])
+@pytest.mark.parametrize("kind", HEADS)
+def test_under_autocast_log_likelihoods_are_float32(kind, moments):
+    head, x = kind(H, V), torch.zeros(T, B, V)
+    x = x[..., 0].long() if kind is CategoricalHead else x
+    with torch.autocast("cpu", torch.bfloat16):
+        parameters = head(seeded(T, B, H))
+        assert parameters.dtype == torch.bfloat16
+        given = Moments(parameters, torch.ones_like(parameters)) if moments else parameters
+        assert head.log_likelihood(given, x).dtype == torch.float32

@@ -179,6 +179,11 @@ class CategoricalHead(Head):
         return torch.multinomial(flat, 1, generator=generator).view(parameters.shape[:-1])
 
 
+def _of_type(found: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return log-likelihoods in a type; under autocast in float32, as torch's losses are."""
+    return found if autocasting(found.device) else found.to(dtype)
+
+
 def _unscented(parameters: Moments, x: Tensor) -> Tensor:
     """Return log E softmax(a)_x; a point that moves class j changes the sum by that class alone."""
     checked(parameters)
@@ -203,8 +208,7 @@ def _unscented(parameters: Moments, x: Tensor) -> Tensor:
         sums = torch.logaddexp(rest, plain + sign * move)
         moved = torch.zeros_like(plain).scatter(-1, at, sign * move.gather(-1, at))
         parts.append(here + moved - sums - math.log(2 * (classes + 1)))
-    found = torch.logsumexp(torch.cat(parts, -1), -1)
-    return found if autocasting(found.device) else found.to(dtype)
+    return _of_type(torch.logsumexp(torch.cat(parts, -1), -1), dtype)
 
 
 class GaussianHead(Head):
@@ -322,7 +326,7 @@ def log_normal_poisson(
     eta = mean + std * u
     exponent = log_weight + (z.square() - u.square()) / 2 + x * eta - torch.exp(eta)
     found = torch.logsumexp(exponent + width.log(), -1) - torch.lgamma(x + 1).squeeze(-1)
-    return found.to(dtype)
+    return _of_type(found, dtype)
 
 
 @cache
