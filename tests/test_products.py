@@ -7,7 +7,7 @@ import torch
 
 from cases import seeded
 from conftest import assert_bit_equal, assert_close_to_float64
-from noisin.fused import blas, own, products
+from noisin.fused import blas, compiled, own, products
 
 
 def forget():
@@ -76,7 +76,9 @@ def test_a_weight_is_multiplied_alike_by_every_library():
         assert_close_to_float64((product.forward(x), carry), eager, (expected, back))
 
 
-needs_own = pytest.mark.skipif(not own.serves(), reason="no product of our own on this machine")
+needs_own = pytest.mark.skipif(
+    not own.serves(), reason="product.c is for x86 with AVX2, compiled by GCC 12 or later"
+)
 
 
 @needs_own
@@ -111,6 +113,8 @@ def test_each_row_of_our_own_product_is_what_it_is_alone():
 @needs_own
 def test_our_own_product_serves_where_torch_lends_none(monkeypatch):
     monkeypatch.setattr(blas, "address", lambda: None)
+    assert compiled.walks(torch.float32)  # all steps in C
+    assert not compiled.walks(torch.float64)
     weight = seeded(17, 9)
     assert products.Repeated(weight, 3, products.STEPS)._by == "own"
     assert products.Repeated(weight, 3, products.STEPS - 1)._by == "torch"

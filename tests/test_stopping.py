@@ -16,7 +16,7 @@ from noisin.lab.sweep import Sweep
 from processes import HANGS
 from test_sweep import RECIPE
 
-fcntl = pytest.importorskip("fcntl", reason="pipes have no size to be set")
+fcntl = pytest.importorskip("fcntl", reason="without it no pipe can be narrowed")
 NARROW = 4096  # bytes, a dozen signs of progress
 NUMBERS = ["epochs=100000", "patience=100000"]
 
@@ -29,7 +29,7 @@ class Deaf(Exception):
 def narrow_pipes(monkeypatch):
     """Let little of what workers tell wait in a pipe, so that they wait soon."""
     if not sys.platform.startswith("linux"):
-        pytest.skip("pipes have no size to be set")
+        pytest.skip("only Linux lets a pipe be narrowed")
     context = starting.context
 
     def narrow(*modules):

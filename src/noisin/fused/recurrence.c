@@ -4,8 +4,9 @@
    buffers of a call in a Pass. The functions of one step do what a step does besides its matrix
    products; each has a twin in torch's operations in noisin.fused.eager, which says what it
    computes and runs where this file was not compiled. The functions of a whole walk through time
-   also take the products, by a function they are handed or by product.c. What sequences do at a step is shared among
-   threads, where a function that runs them is handed over; their number does not change a bit.
+   also take the products, by a function they are handed or by product.c. What sequences do at a step
+   is shared among threads, where a function that runs them is handed over; their number does not
+   change a bit.
 
    Letters: T steps, B sequences, H hidden units, P size of h (H without a projection), G gates. */
 
