@@ -352,6 +352,17 @@ def test_words_from_the_users_own_text(call, tmp_path):
     assert page.count('<span class="token" style="--p:0.') == 12 + 3  # and those of the legend
     bad = call("sample", runs[0], "--prompt", "the zebra")
     assert (bad.exit_code, "known words; got zebra" in bad.stderr) == (2, True)
+    (runs[0] / "sample-1.old").touch()
+    again = call("sample", runs[0], "--length", 12)
+    assert again.output.split("\n")[-2] == ", ".join(
+        str(runs[0] / f"sample-1.{ending}") for ending in ("txt", "html")
+    )
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "own text.txt").rename(tmp_path / "elsewhere" / "own text.txt")
+    gone = call("evaluate", *runs, "--json")
+    assert (gone.exit_code, "--data-dir names; got no" in gone.stderr) == (2, True)
+    moved = call("evaluate", *runs, "--json", "--data-dir", tmp_path / "elsewhere")
+    assert json.loads(moved.output)["0"] == json.loads(scored.output)["0"]
 
 
 @pytest.mark.parametrize(

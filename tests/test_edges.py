@@ -163,6 +163,14 @@ def test_a_state_on_another_device_is_refused():
         layer(x, hx)
 
 
+@pytest.mark.parametrize("kind", [LSTM, GRU])
+def test_a_state_with_a_batch_is_refused_of_input_without_one(kind):
+    layer, h = kind(4, 8, noise=NOISE), torch.zeros(1, 1, 8)
+    hx = (h, h) if kind is LSTM else h
+    with pytest.raises(RuntimeError, match=r"hx must be 2-D where the input is.*got 3-D"):
+        layer(torch.randn(3, 4), hx)
+
+
 class Signs(Law):
     """A law of the user's own: -1 and 1."""
 

@@ -126,6 +126,9 @@ def test_difference_is_over_the_seeds_both_have(done):
     (line,) = [line for line in report.summary(rows) if line.name == "noisy"]
     assert line.difference is not None
     assert line.difference.count == 2
+    assert line.paired == f"{line.difference} (2)"
+    whole = report.summary(report.by_row(records.read([done])))
+    assert [line.paired for line in whole] == [str(line.difference or "") for line in whole]
 
 
 def test_estimate_of_one_run_has_no_spread():

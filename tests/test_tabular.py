@@ -45,6 +45,14 @@ def test_first_row_of_numbers_is_no_header(tmp_path):
     assert listed(found) == {"1": [1, -3], "2": [2000, 0.5]}
 
 
+def test_a_first_row_with_dates_is_no_header(tmp_path):
+    text = "2026-01-01,1.5\n2026-01-02 23:00,2.5\n"
+    found = tabular.read(written(tmp_path / "own.csv", text))
+    assert listed(found) == {"2": [1.5, 2.5]}
+    named = tabular.read(written(tmp_path / "own.csv", f"day,2026\n{text}"))
+    assert listed(named) == {"2026": [1.5, 2.5]}
+
+
 def test_columns_that_are_not_numbers_are_left_out_and_named(tmp_path):
     text = ",day,x,n\n0,2026-01-01,1.5,1_000\n1,2026-01-02,2.5,2\n"
     found = tabular.read(written(tmp_path / "own.csv", text))

@@ -11,7 +11,7 @@ import noisin
 from lab_cases import midi_folder
 from noisin.lab import terminal
 from processes import HANGS
-from test_cli import TINY, sets
+from test_cli import COMMAND, TINY, sets
 from test_cli import call as call  # a fixture
 
 VERBS = ("run", "sweep", "evaluate", "sample", "report", "explain", "bench")
@@ -99,6 +99,12 @@ def test_names_between_colons_are_no_pictures(capsys, monkeypatch):
     monkeypatch.setattr(terminal.console, "quiet", False)
     terminal.say(":cat: :smile:")
     assert capsys.readouterr().out == ":cat: :smile:\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-"])
+def test_a_closed_output_is_no_error(closed):
+    command = ["sh", "-c", f'"$@" {closed}', "sh", *COMMAND, "data", "list"]
+    assert subprocess.run(command, check=False, timeout=HANGS).returncode == 0
 
 
 def test_a_network_larger_than_any_memory_is_refused(call, tmp_path):

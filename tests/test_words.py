@@ -332,11 +332,21 @@ def test_rare_and_unseen_words_are_unknown(tmp_path, monkeypatch):
     assert [words.unknown(split) for split in words.splits] == [0, 1, 1]
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\n" * 9, "\n \n\t\r\n"])
+def test_blank_lines_at_the_end_are_not_what_is_tested(tmp_path, monkeypatch, end):
+    monkeypatch.setenv("NOISIN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "own.txt").write_text("\n".join([*["a b"] * 8, "", "a z"]) + end, newline="")
+    words = tokens.load(str(tmp_path / "own.txt"))
+    assert list(words.lines.values()) == [8, 1, 1]
+    assert [len(words.splits[split]) for split in words.splits] == [24, 1, 3]
+
+
 BAD = {
     "empty": (b"", "at least 3 lines"),
     "one line": (b"a single line\n", "at least 3 lines are needed, one for each split; got 1"),
     "latin-1": ("naïve\n".encode("latin-1") * 9, "line 1: text must be UTF-8"),
-    "blank": (b"\n" * 9, "a corpus must have words"),
+    "blank": (b"\n" * 9, r"at least 3 lines are needed.*got 0"),
+    "no words": (b"\n" * 9 + b"a", "a corpus must have words"),
 }
 
 

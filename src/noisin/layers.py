@@ -236,11 +236,16 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         state = (hx,) if one else tuple(hx)
         if len(state) != len(sizes):
             raise ValueError(f"hx of {self.mode} must have {len(sizes)} tensors, got {len(state)}")
+        for values in state:
+            if not isinstance(values, Tensor | Moments):
+                raise ValueError(f"hx must be tensors, got {type(values).__name__}")
+            if unbatched and _dim(values) != 2:
+                raise RuntimeError(
+                    f"hx must be 2-D where the input is, without a batch; got {_dim(values)}-D"
+                )
         if unbatched:
             state = tuple(each(lambda one: one.unsqueeze(1), s) for s in state)
         for values, size in zip(state, sizes, strict=True):
-            if not isinstance(values, Tensor | Moments):
-                raise ValueError(f"hx must be tensors, got {type(values).__name__}")
             for tensor in checked(values) if isinstance(values, Moments) else (values,):
                 self.check_hidden_size(tensor, size)
                 if tensor.device != x.device:
@@ -261,6 +266,10 @@ class NoisyRNNBase(Noisy, nn.RNNBase):
         if input.dim() == 2:
             return output.squeeze(1)
         return output.transpose(0, 1) if self.batch_first else output
+
+
+def _dim(values: Tensor | Moments) -> int:
+    return (values.mean if isinstance(values, Moments) else values).dim()
 
 
 def _has_moments(hx: Any) -> bool:

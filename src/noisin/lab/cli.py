@@ -205,8 +205,7 @@ def sample(
     piece = draw_sample(run, stem, lengths, seed, temperature, prompt)
     if piece.tokens:
         console.print(text_of(piece.tokens), markup=False, soft_wrap=True)
-    made = sorted(p for p in stem.parent.iterdir() if p.name.startswith(f"{stem.name}."))
-    say(", ".join(map(str, made)))
+    say(", ".join(map(str, piece.files)))
 
 
 @app.command(

@@ -12,6 +12,7 @@ import torch
 
 from noisin.inference import plain
 from noisin.lab import LabError, checkpoint, records, tasks
+from noisin.lab.config import AnyConfig
 from noisin.lab.forecasts import Coverage, coverages, merged
 from noisin.lab.music import MusicTask
 from noisin.lab.records import Record
@@ -35,16 +36,16 @@ def load(path: Path, data_dir: Path | None = None, corpus: Corpus | None = None)
 
     Args:
         path: folder of the run.
-        data_dir: folder with corpora.
+        data_dir: folder with corpora, and with the user's own data where that was moved.
         corpus: the corpus, if it is loaded already.
 
     Raises:
-        LabError: no finished run, an average of several, a damaged file, or a corpus that is not
-            that of the run.
+        LabError: no finished run, data that is gone, an average of several, a damaged file, or a
+            corpus that is not that of the run.
     """
     record = _record(path)
     tensors, _ = checkpoint.load(path / "model.safetensors")
-    corpus = corpus or tasks.load(record.config, data_dir)
+    corpus = corpus or tasks.load(_found(path, record.config, data_dir), data_dir)
     if corpus.digest() != record.corpus:
         raise LabError(
             f"{path}: the corpus must be that of the run, sha256 {record.corpus}; "
@@ -74,6 +75,18 @@ def _record(path: Path) -> Record:
             f"got {record.row}, an average of {record.models}"
         )
     return record
+
+
+def _found(path: Path, config: AnyConfig, data_dir: Path | None) -> AnyConfig:
+    """Return the settings of a run with the place where its data is now."""
+    if config.named or Path(config.data).exists():
+        return config
+    if data_dir is not None and (data_dir / Path(config.data).name).exists():
+        return config.model_copy(update={"data": str(data_dir / Path(config.data).name)})
+    raise LabError(
+        f"{path}: the data of the run must be where it was, {config.data}, or in the folder that "
+        f"--data-dir names; got {data_dir or 'no --data-dir'}"
+    )
 
 
 def load_all(paths: Sequence[Path], data_dir: Path | None = None) -> list[Run]:

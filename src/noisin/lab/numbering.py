@@ -90,18 +90,21 @@ def whole(path: Path) -> Source:
 def split_lines(path: Path) -> list[Source]:
     """Split a file into its first eight tenths of lines, and a tenth each for valid and test.
 
+    Blank lines at its end are left out: they alone might be what is tested.
+
     Raises:
         LabError: fewer lines than splits.
     """
-    size, last, count = path.stat().st_size, b"\n", 0
+    lines = ends = 0
     for block in _blocks(path):
-        count, last = count + block.count(b"\n"), block[-1:]
-    lines = count + (last != b"\n")
+        if text := block.rstrip():
+            lines = ends + text.count(b"\n") + 1
+        ends += block.count(b"\n")
     if lines < 3:
         raise LabError(f"{path}: at least 3 lines are needed, one for each split; got {lines}")
     held = max(1, lines // 10)
-    valid, test = (_start_of(path, lines - n * held) for n in (2, 1))
-    return [Source(path, 0, valid), Source(path, valid, test), Source(path, test, size)]
+    valid, test, stop = (_start_of(path, lines - n * held) for n in (2, 1, 0))
+    return [Source(path, 0, valid), Source(path, valid, test), Source(path, test, stop)]
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
@@ -111,7 +114,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 
 def _start_of(path: Path, line: int) -> int:
-    """Return where a line begins, counted from 0."""
+    """Return where a line begins, counted from 0; the end of the file behind its last line."""
     place = 0
     for block in _blocks(path):
         count = block.count(b"\n")

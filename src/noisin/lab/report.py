@@ -87,6 +87,14 @@ class Line:
     monte_carlo: dict[int, Estimate | None]
     factorised: Estimate | None
 
+    @property
+    def paired(self) -> str:
+        """The difference, and of how many seeds it is where some have nothing to compare with."""
+        if self.difference is None:
+            return ""
+        few = self.difference.count < self.seeds
+        return f"{self.difference}{f' ({self.difference.count})' if few else ''}"
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -97,12 +105,14 @@ class Piece:
         tokens: text to read.
         drawing: to look at.
         roll: to hear.
+        files: that were written of it.
     """
 
     title: str
     tokens: Sequence[Token] = ()
     drawing: panels.Drawing | None = None
     roll: Roll | None = None
+    files: Sequence[Path] = ()
 
 
 def by_row(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -52,17 +52,18 @@ def draw_sample(
     if run.record.config.task == "words":
         words = prompt.split()
         tokens = evaluate.sample_text(run, lengths["words"], seed, temperature, words)
-        with write_aside(stem.with_name(stem.name + ".txt")) as file:
+        text, page = (stem.with_name(stem.name + ending) for ending in (".txt", ".html"))
+        with write_aside(text) as file:
             file.write(text_of(tokens).encode() + b"\n")
-        page = stem.with_name(stem.name + ".html")
         pages.write("text.html.jinja", page, title=title, tokens=tokens)
-        return Piece(title, tokens)
+        return Piece(title, tokens, files=(text, page))
     roll = evaluate.sample_roll(run, lengths["music"], seed, temperature)
-    sound.write_midi(roll, stem.with_name(stem.name + ".mid"))
-    with write_aside(stem.with_name(stem.name + ".wav")) as file:
+    midi, heard = (stem.with_name(stem.name + ending) for ending in (".mid", ".wav"))
+    sound.write_midi(roll, midi)
+    with write_aside(heard) as file:
         file.write(sound.wav(roll))
     beside = {"sample": roll, "a real piece, of validation": _real(run, len(roll))}
-    return Piece(title, drawing=panels.rolls(title, beside), roll=roll)
+    return Piece(title, drawing=panels.rolls(title, beside), roll=roll, files=(midi, heard))
 
 
 def _real(run: evaluate.Run, steps: int) -> Roll:
@@ -81,14 +82,15 @@ def _draw_forecasts(run: evaluate.Run, title: str, stem: Path, steps: int, seed:
     draws = 0 if config.noise == "none" else max(config.test_samples)
     found = list(evaluate.forecasts([run], "test", draws, seed))
     names = evaluate.target_names(run)
-    with write_aside(stem.with_name(stem.name + ".csv")) as file:
+    table, figure = (stem.with_name(stem.name + ending) for ending in (".csv", ".png"))
+    with write_aside(table) as file:
         for row in _rows(found, names):
             file.write(row.encode())
     how = f"average of {draws} draws" if draws else "noise off"
     title = f"{title}; {how}"
     drawing = panels.forecast(title, found[0], names, steps)
-    drawing.save(stem.with_name(stem.name + ".png"))
-    return Piece(title, drawing=drawing)
+    drawing.save(figure)
+    return Piece(title, drawing=drawing, files=(table, figure))
 
 
 def _rows(found: Sequence[Forecast], names: Sequence[str]) -> Iterator[str]:

@@ -1,8 +1,9 @@
 """Columns of numbers out of CSV and Parquet files, which are read and never run.
 
 CSV is read by Python's own ``csv``: UTF-8, cells apart by comma, semicolon or tab, numbers with a
-point. The first row is a header if some cell of it is no number; without one the columns are named
-1, 2, …. Parquet is read by ``pyarrow``, the format's reference reader, which needs nothing else.
+point. The first row is a header if some cell of it is neither a number nor a date (ISO 8601, as
+2024-12-31 23:00); without one the columns are named 1, 2, …. Parquet is read by ``pyarrow``, the
+format's reference reader, which needs nothing else.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -71,7 +73,7 @@ def _csv(path: Path, group: str | None) -> Columns:
     first = next(rows, None)
     if first is None:
         raise LabError(f"{path} must have rows, got none")
-    header = any(_number(cell) is None for cell in first)
+    header = not all(_number(cell) is not None or _is_time(cell) for cell in first)
     names = [c.strip() for c in first] if header else [str(n + 1) for n in range(len(first))]
     _check_names(path, names, group)
     left_out = {index: "it has no name" for index, name in enumerate(names) if not name}
@@ -159,6 +161,15 @@ def _number(cell: str) -> float | None:
         return None if "_" in text else float(text)
     except ValueError:
         return None
+
+
+def _is_time(cell: str) -> bool:
+    """Return whether a cell is a date, perhaps with a time of the day."""
+    try:
+        datetime.fromisoformat(cell.strip())
+    except ValueError:
+        return False
+    return True
 
 
 def _parquet(path: Path, group: str | None) -> Columns:

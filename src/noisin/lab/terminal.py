@@ -24,8 +24,9 @@ from noisin.lab.records import Record
 from noisin.lab.rows import Recipe, Row
 from noisin.lab.task import Corpus
 
-# a pipe has no width of its own
-WIDE = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+# a pipe has no width of its own; a closed output (>&-) is None
+SHOWS = sys.stdout is not None and sys.stdout.isatty()
+WIDE = None if SHOWS or "COLUMNS" in os.environ else 160
 console = Console(highlight=False, emoji=False, width=WIDE)
 errors = Console(stderr=True, highlight=False, emoji=False)
 shown = {"tracebacks": False}  # --debug
@@ -152,7 +153,7 @@ def print_table(rows: dict[str, list[Record]]) -> None:
         table.add_row(
             escape(line.label),
             *(str(line.scores[split] or "-") for split in ("train", "valid", "test")),
-            str(line.difference or "-"),
+            line.paired or "-",
             str(line.seeds),
             f"{line.epochs.mean:.0f}{'*' if line.limited else ''}" if line.epochs else "-",
             f"{line.seconds.mean:.0f}" if line.seconds else "-",
@@ -163,8 +164,8 @@ def print_table(rows: dict[str, list[Record]]) -> None:
         say("; ".join(filter(None, (f"{line.label}: {line.noise}", line.settings))) + compared)
     units = tasks.UNITS[next(iter(rows.values()))[0].metric]
     say(
-        f"{units}; mean ± standard deviation over seeds; difference in test, seed by seed; "
-        "* some run reached the last epoch allowed"
+        f"{units}; mean ± standard deviation over seeds; difference in test, seed by seed, "
+        "(n) over n of them; * some run reached the last epoch allowed"
     )
 
 

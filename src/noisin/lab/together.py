@@ -74,8 +74,8 @@ def leave(code: int) -> None:
     Threads of a connection that broke may never end, and would hold the process at its end.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # a closed one is None
+            stream.flush()
         os._exit(code)
 
 
