@@ -15,6 +15,7 @@ import typer
 
 from noisin.lab import recipe
 from noisin.lab.cli import app
+from noisin.lab.config import TASKS
 from processes import HANGS
 from trainers import lightning_warns
 
@@ -147,6 +148,10 @@ def test_the_site_is_built(tmp_path):
     page = (tmp_path / "site" / "methods" / "weight-noise" / "index.html").read_text()
     assert "RNN-MNS" in page  # from the records
     assert "{{" not in page
+    page = (tmp_path / "site" / "guides" / "recipes" / "index.html").read_text()
+    settings = {name for config in TASKS.values() for name in config.model_fields} - {"task"}
+    assert settings <= set(re.findall(r"<td><code>(\w+)</code></td>", page))
+    assert "number &gt;\N{NO-BREAK SPACE}0, ≤\N{NO-BREAK SPACE}1" in page
     for path in (tmp_path / "site" / "api").rglob("*.html"):
         page = path.read_text()
         assert "<blockquote" not in page  # what an example becomes that is not taken for one
