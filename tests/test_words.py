@@ -323,11 +323,7 @@ def test_rare_and_unseen_words_are_unknown(tmp_path, monkeypatch):
     lines = ["a a b"] * 8 + ["a c"] + ["a z"]
     (tmp_path / "own.txt").write_text("\n".join(lines) + "\n")
     words = tokens.load(str(tmp_path / "own.txt"), min_count=2)
-    assert {split: words.lines[split] for split in words.splits} == {
-        "train": 8,
-        "valid": 1,
-        "test": 1,
-    }
+    assert words.lines == {"train": 8, "valid": 1, "test": 1}
     assert sorted(words.vocabulary) == ["<eos>", "<unk>", "a", "b"]
     assert [words.unknown(split) for split in words.splits] == [0, 1, 1]
 

@@ -73,7 +73,7 @@ def _csv(path: Path, group: str | None) -> Columns:
     first = next(rows, None)
     if first is None:
         raise LabError(f"{path} must have rows, got none")
-    header = not all(_number(cell) is not None or _is_time(cell) for cell in first)
+    header = not all(_number(cell) is not None or _is_date(cell) for cell in first)
     names = [c.strip() for c in first] if header else [str(n + 1) for n in range(len(first))]
     _check_names(path, names, group)
     left_out = {index: "it has no name" for index, name in enumerate(names) if not name}
@@ -163,7 +163,7 @@ def _number(cell: str) -> float | None:
         return None
 
 
-def _is_time(cell: str) -> bool:
+def _is_date(cell: str) -> bool:
     """Return whether a cell is a date, perhaps with a time of the day."""
     try:
         datetime.fromisoformat(cell.strip())
