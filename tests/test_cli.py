@@ -285,7 +285,7 @@ def test_workers_end_with_a_command_that_was_killed(tmp_path, music):
     assert not left
 
 
-def test_interrupted_run_ends_as_an_undisturbed_one(tmp_path, music):
+def test_interrupted_run_ends_as_an_undisturbed_one(call, tmp_path, music):
     changes = [*TINY[:1], "epochs=80", "patience=80", "seeds=[1]", "chunk=8", "batch_size=2"]
     rows = ["--only", "variational", "--only", "noisin"]
     words = ["run", *rows, *sets(f"data={music}", *changes, "test_samples=[1]")]
@@ -300,10 +300,8 @@ def test_interrupted_run_ends_as_an_undisturbed_one(tmp_path, music):
     assert names == {*checkpoints, ".lock"}  # nothing half-written beside them
 
     for out in ("cut", "whole"):
-        command = [*COMMAND, *words, "--out", out]
-        process = start(command, cwd=tmp_path, env=env)
-        output = output_of(process)
-        assert process.returncode == 0, output
+        result = call(*words, "--out", out)
+        assert result.exit_code == 0, result.output
     cut, whole = ({r.row: r for r in records.read([tmp_path / out])} for out in ("cut", "whole"))
     assert set(cut) == set(whole) == {"variational", "noisin"}
     for row, record in whole.items():
