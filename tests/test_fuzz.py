@@ -24,7 +24,7 @@ from noisin.lab import rolls as music
 from noisin.lab.rows import Row
 from noisin.lab.train import Job, run
 
-COUNT = int(os.environ.get("NOISIN_FUZZ", "100"))
+COUNT = int(os.environ.get("NOISIN_FUZZ", "60"))
 SECONDS, MEMORY = 20, 2**30  # an input at most
 WORDS = [
     *(b"nan", b"inf", b"-1", b"0", b"1e308", b"9" * 40, b"null", b"true", b"[]", b"{}", b'""'),

@@ -20,7 +20,7 @@ from postgres import Server
 from processes import context
 from test_sweep import RECIPE
 
-WORKERS, TRIALS = 4, int(os.environ.get("NOISIN_TRIALS", "60"))
+WORKERS, TRIALS = 4, int(os.environ.get("NOISIN_TRIALS", "40"))
 LIMIT = 400.0  # seconds
 
 
